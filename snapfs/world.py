@@ -1,0 +1,48 @@
+"""L0 world: clock, randomness and threads; all nondeterminism comes from here, so that a simulation can replay.
+
+Trio is imported on first use: the command line's `--help` must not pay for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple
+
+Ts = TypeVarTuple('Ts')
+T = TypeVar('T')
+
+
+class World:
+    """The real world. A simulation subclasses it. Every method may be called from any thread except the async ones."""
+
+    def time_ns(self) -> int:
+        """Return wall-clock time in nanoseconds since 1970. May jump."""
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that never jumps."""
+        return time.monotonic()
+
+    def random_bytes(self, count: int) -> bytes:
+        """Return `count` unpredictable bytes."""
+        return os.urandom(count)
+
+    async def run_in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a blocking function of frozen values in a worker thread. Not cancelled half way."""
+        import trio
+
+        return await trio.to_thread.run_sync(function, *args)
+
+    async def sleep(self, seconds: float) -> None:
+        """Let other tasks run for `seconds`."""
+        import trio
+
+        await trio.sleep(seconds)
+
+    async def checkpoint(self) -> None:
+        """Let other tasks run once."""
+        import trio
+
+        await trio.lowlevel.checkpoint()
