@@ -8,11 +8,19 @@ MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
 
+# --- format ----------------------------------------------------------------------------------------------
+FORMAT_VERSION = 1
+STREAM_ARRAY_ELEMENTS_MAX = 64  # of one msgpack array inside a stream; the outer one is counted, not reserved
+PACKER_BUFFER_BYTES = 32 * KIB  # first allocation of a msgpack packer
+
 # --- identities ------------------------------------------------------------------------------------------
 ID_BYTES = 32
 UUID_BYTES = 16
+NAME_KEY_BYTES = 16  # the key of the directory hashes, in the superblock
 PACK_NAME_BYTES = 16
 INO_ROOT = 1
+INO_ORPHANS = 2  # reserved: the ORPHAN items of a volume stand under it
+INO_FIRST = 16  # the first number given to a file
 INO_BITS = 40
 INO_MAX = (1 << INO_BITS) - 1
 VIEW_BITS = 20  # a view is a volume or a snapshot; numbers are never reused
@@ -37,6 +45,8 @@ VOLUMES_MAX = 65536
 CHUNK_BYTES_MIN = 8 * KIB
 CHUNK_BYTES_AVERAGE = 32 * KIB
 CHUNK_BYTES_MAX = 128 * KIB
+CHUNK_NORMALIZATION = 2  # FastCDC's level
+CHUNK_NORMALIZATION_MAX = 3
 WHOLE_FILE_BYTES_MAX = 16 * KIB  # a file up to here is one chunk and is not cut
 NODE_BYTES_MAX = 128 * KIB  # plain bytes of one node
 NODE_BYTES_TARGET = 16 * KIB
@@ -46,10 +56,34 @@ PACK_DATA_BYTES_MAX = 64 * MIB
 PACK_META_BYTES_MAX = 16 * MIB
 PACK_RECORDS_MAX = 1 << 20
 TREE_LEVELS_MAX = 16
+TREE_ITEMS_MAX = 1 << 48
+TREE_READ_AHEAD_NODES = 16  # nodes asked for at once while changes are applied
+TREE_BLOCK_ITEMS = 256  # changes applied without looking at the size of what comes out
+TREE_SLICE_ITEMS = 1000  # items handled between two pauses: about a millisecond
+BRANCH_ENTRY_BYTES = 44  # of one child in a branch, its key apart; an estimate to cut nodes by
+ZSTD_LEVEL = 1
+ZSTD_WINDOW_LOG_MAX = 17  # 128 KiB: a frame that asks for a larger window is refused
+COMPRESS_BYTES_MIN = 128  # less is stored plain without trying
+COMPRESS_SAVING_SHIFT = 4  # compressed only when that saves at least 1/2^4 of the plain bytes
+
+# --- store -----------------------------------------------------------------------------------------------
+CATALOG_CACHE_BYTES = 8 * MIB  # of each SQLite connection
+LOCATE_IDS_MAX = 500  # looked up by one statement
+INSERT_ROWS_MAX = 1000  # rows inserted by one statement
+READ_BYTES_MAX = 1 * MIB  # neighbouring records are joined into one read up to here
+READ_GAP_BYTES_MAX = 16 * KIB  # records count as neighbours up to this distance
+PACK_FILES_OPEN_MAX = 128
+SCAN_WINDOW_BYTES = 256 * KIB  # read at once when a pack is scanned
+AUDIT_LINE_BYTES_MAX = 64 * KIB
+JOURNAL_SEQUENCE_GAP = (
+    1 << 20
+)  # skipped after an unclean stop, so that a torn record's number never comes back
 
 # --- journal ---------------------------------------------------------------------------------------------
 JOURNAL_BYTES = 16 * MIB  # each of the two files
 JOURNAL_FRAME_BYTES_MAX = 1 * MIB
+JOURNAL_FRAME_BYTES_TARGET = 704 * KIB  # a record is split here; estimates may be a quarter too low
+JOURNAL_HEADER_BYTES = 4 * KIB  # the block a journal file begins with
 JOURNAL_INLINE_BYTES_MAX = 256 * KIB  # dirty bytes up to here go into the journal instead of a pack
 
 # --- memory and time -------------------------------------------------------------------------------------
@@ -59,17 +93,51 @@ DIRTY_SECONDS_MAX = 5.0
 JOURNAL_SECONDS_MAX = 5.0
 COMMIT_SECONDS_MAX = 60.0
 MEMTABLE_ITEMS_COMMIT = 40_000
+MEMTABLE_ITEMS_MAX = 200_000  # writers wait here until a commit is done
 NODE_CACHE_BYTES = 24 * MIB
 CHUNK_CACHE_BYTES = 8 * MIB
 LOCATION_CACHE_ENTRIES = 40_000
 INODE_CACHE_ENTRIES = 40_000
+SNAPSHOT_INODE_CACHE_ENTRIES = 10_000
+SNAPSHOT_VIEWS_CACHED_MAX = 32
+EXTENTS_PER_CALL_MAX = 1 << 20  # of one read or one region to flush
+EXTENTS_PAGE = 1000  # when a whole file is gone through
 DIRECTORY_COMPLETE_ENTRIES_MAX = 50_000
 DIRECTORY_CACHE_ENTRIES = 150_000  # over all directories
 SWITCH_INTERVAL_SECONDS = 0.0005
+SESSION_YIELD_SECONDS = 0.001  # a flood of requests lets other tasks run this often
+SESSION_TASKS_IDLE = 8  # workers kept waiting
+SESSION_TASKS_MAX = 64  # requests that may sleep in handlers at a time; more wait in the kernel
+
+DAMAGE_REPORTS_MAX = 1000
+
+# --- the mount -------------------------------------------------------------------------------------------
+KERNEL_CACHE_SECONDS = 1e9  # 'without time limit' for the kernel's caches
+PLACE_ATTRIBUTES_SECONDS = 1.0  # how long the kernel believes the attributes of computed directories
+READDIR_ENTRIES = 32  # one readdir answer of 4 KiB takes about 24
 
 # --- disk full -------------------------------------------------------------------------------------------
 RESERVE_BYTES = 16 * MIB  # the file STORE/reserve, given up so that deleting stays possible
 FREE_BYTES_MIN = 48 * MIB  # writes are refused when the disk below has less
+
+# --- service and command line ----------------------------------------------------------------------------
+CONTROL_REQUEST_BYTES_MAX = 64 * KIB  # one JSON line from a client
+CONTROL_RESPONSE_BYTES_MAX = 256 * MIB  # one JSON line from the daemon
+CONTROL_CONNECTIONS_MAX = 32
+CONTROL_IDLE_SECONDS = 30.0  # a client that has not sent its line by then is let go
+CALL_WAIT_SECONDS = (
+    60.0  # a command waits so long for a store that starts, stops or is busy with another command
+)
+CALL_RETRY_SECONDS = 0.02
+MOUNT_WAIT_SECONDS = 120.0  # a mount waits so long for the daemon before it to finish
+UMOUNT_WAIT_SECONDS = 600.0  # the last commit may have much to write
+SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero
+LOG_BYTES_MAX = 4 * MIB  # of daemon.log; one older file of the same size is kept
+GARBAGE_THRESHOLDS = (50_000, 50, 1000)
+MALLOC_ARENAS_MAX = 2
+MALLOC_TRIM_BYTES = 256 * KIB
+MOUNTINFO_BYTES_MAX = 16 * MIB
+REGISTRY_ENTRY_BYTES_MAX = 64 * KIB
 
 assert CHUNK_BYTES_MIN < CHUNK_BYTES_AVERAGE < CHUNK_BYTES_MAX <= PLAIN_BYTES_MAX
 assert NODE_BYTES_TARGET * 2 <= NODE_BYTES_MAX <= PLAIN_BYTES_MAX
@@ -78,4 +146,8 @@ assert DIRTY_BYTES_FLUSH < DIRTY_BYTES_MAX
 assert DIRTY_BYTES_MAX * 2 <= PACK_DATA_BYTES_MAX  # one flush always fits into a fresh pack
 assert JOURNAL_INLINE_BYTES_MAX * 2 < JOURNAL_FRAME_BYTES_MAX * 2 < JOURNAL_BYTES
 assert 3 + VIEW_BITS + INO_BITS <= 64  # a node id is (kind of place, view, inode number)
+assert HASH_COLLISIONS_MAX <= STREAM_ARRAY_ELEMENTS_MAX
+assert JOURNAL_FRAME_BYTES_TARGET * 5 // 4 + JOURNAL_INLINE_BYTES_MAX // 4 <= JOURNAL_FRAME_BYTES_MAX
+assert 1 << ZSTD_WINDOW_LOG_MAX >= PLAIN_BYTES_MAX
 assert NAME_BYTES_MAX <= KEY_SUFFIX_BYTES_MAX
+assert 0 < SESSION_TASKS_IDLE < SESSION_TASKS_MAX
