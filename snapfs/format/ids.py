@@ -23,8 +23,8 @@ Buffer = bytes | bytearray | memoryview
 NODE_CONTEXT = 'snapfs 1 node'
 
 
-class ChunkKind(IntEnum):
-    """What a chunk is: file data, or a node of a tree."""
+class RecordKind(IntEnum):
+    """What a chunk, and so the payload of a record, is: file data, or a node of a tree."""
 
     DATA = 1
     NODE = 2
@@ -41,10 +41,10 @@ def node_id(plain: Buffer) -> bytes:
 
 
 def chunk_id(kind: int, plain: Buffer) -> bytes:
-    """Return the id of a chunk of this kind (a ChunkKind or RecordKind). An unknown kind is Corrupt."""
-    if kind == ChunkKind.DATA:
+    """Return the id of a chunk of this kind (a RecordKind). An unknown kind is Corrupt."""
+    if kind == RecordKind.DATA:
         return blake3(plain).digest()
-    if kind == ChunkKind.NODE:
+    if kind == RecordKind.NODE:
         return blake3(plain, derive_key_context=NODE_CONTEXT).digest()
     raise errors.Corrupt(f'chunk kind {kind} is unknown')
 

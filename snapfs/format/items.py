@@ -3,10 +3,11 @@
 Specification. A value is a msgpack array; the key (keys.py) says of which kind:
 
 - INODE: 15 elements, in this order: mode (type and permission bits, as in st_mode), uid, gid, rdev, size
-  (bytes), allocated (bytes in extents), nlink (0 for an orphan), generation, parent (inode number of a
-  directory's parent, the root's own for the root; 0 for others), atime, mtime, ctime, btime (nanoseconds
-  since 1970, signed 64-bit), flags (0 in version 1 unless a writer says otherwise; kept as they are),
-  target (bin: where a symbolic link points, 1 to 4,095 bytes; empty for others).
+  (bytes; of a directory: its number of entries), allocated (bytes in extents), nlink (0 for an orphan),
+  generation, parent (of a directory: the inode number of the directory it is in), atime, mtime, ctime,
+  btime (nanoseconds since 1970, signed 64-bit), flags (32 bits; 1 = there may be XATTR items, without it
+  there are none; the others are not in use), target (bin: where a symbolic link points, 1 to 4,095 bytes;
+  empty for others).
 - DIRENT: 1 to 64 elements, the entries whose names share this hash, ascending by name. An entry is an array
   of 3: name (bin, 1 to 255 bytes, no '/' and no NUL, neither '.' nor '..'), inode number, type (the upper
   four bits of its mode).

@@ -167,10 +167,10 @@ def decode_journal_header(buffer: Buffer) -> JournalHeader:
     magic, version, reserved, store_uuid, file_number, first_sequence = _BLOCK.unpack_from(buffer)
     if magic != JOURNAL_MAGIC:
         raise errors.Corrupt(f'journal: wrong magic {magic.hex()}')
-    if _CRC.unpack_from(buffer, _BLOCK.size)[0] != crc32c(buffer[: _BLOCK.size]):
-        raise errors.Corrupt('journal: wrong CRC of the block')
     if version != limits.FORMAT_VERSION:
         raise errors.Corrupt(f'journal: format version {version} is not {limits.FORMAT_VERSION}')
+    if _CRC.unpack_from(buffer, _BLOCK.size)[0] != crc32c(buffer[: _BLOCK.size]):
+        raise errors.Corrupt('journal: wrong CRC of the block')
     if reserved or file_number > 1 or any(buffer[_BLOCK.size + _CRC.size : JOURNAL_HEADER_BYTES]):
         raise errors.Corrupt(f'journal: file number {file_number}, or reserved bytes that are not zero')
     return JournalHeader(store_uuid, file_number, first_sequence)
@@ -375,6 +375,8 @@ class _Splitter:
 
     def add_volume(self, delta: VolumeDelta) -> None:
         lists: tuple[list[Any], list[Any], list[Any], list[Any]] = ([], [], [], [])
+        if self.size + 6 * _NUMBER_SIZE > limits.JOURNAL_FRAME_BYTES_TARGET:
+            self.flush(more=True)
         self.size += 6 * _NUMBER_SIZE
         for which, size, row in _sized_rows(delta):
             if self.size + size > limits.JOURNAL_FRAME_BYTES_TARGET:

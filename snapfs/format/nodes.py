@@ -76,13 +76,17 @@ assert NODE_HEADER_BYTES == 28
 
 
 class Leaf:
-    """A decoded leaf. `values` are as on disk (positions); `value(i)` has ids in place. Change no list."""
+    """A decoded leaf. `values` are as on disk (positions); `value(i)` has ids in place. Change no list.
 
-    __slots__ = ('items_below', 'keys', 'refs', 'refs_below', 'values')
+    `plain_bytes` is the length of what it was decoded from, in bytes; 0 for one that was not decoded.
+    """
+
+    __slots__ = ('items_below', 'keys', 'plain_bytes', 'refs', 'refs_below', 'values')
 
     level = 0
 
-    def __init__(self, keys: list[bytes], values: list[Value], refs: bytes) -> None:
+    def __init__(self, keys: list[bytes], values: list[Value], refs: bytes, plain_bytes: int = 0) -> None:
+        self.plain_bytes = plain_bytes
         self.keys = keys
         self.values = values
         self.refs = refs
@@ -104,9 +108,19 @@ class Leaf:
 
     def values_with_ids(self) -> list[Value]:
         """Return all values as in memory: what `encode_leaf` takes."""
+        values = self.values[:]
         if not self.refs:
-            return self.values[:]
-        return [self.value(index) for index in range(len(self.keys))]
+            return values
+        ids = split_refs(self.refs)
+        for index, key in enumerate(self.keys):
+            kind = key[KIND_POSITION]
+            if kind == EXTENT:
+                length, position = values[index]
+                values[index] = (length, ids[position])
+            elif kind == XATTR and values[index][0]:
+                form, length, position = values[index]
+                values[index] = (form, length, ids[position])
+        return values
 
     def ref_ids(self) -> list[bytes]:
         """Return the refs table as a list of ids, in order."""
@@ -114,9 +128,21 @@ class Leaf:
 
 
 class Branch:
-    """A decoded branch; the four tuples have one element per child. `keys[0]` is b''."""
+    """A decoded branch; the four tuples have one element per child. `keys[0]` is b''.
 
-    __slots__ = ('child_items', 'child_refs', 'children', 'items_below', 'keys', 'level', 'refs_below')
+    `plain_bytes` is the length of what it was decoded from, in bytes; 0 for one that was not decoded.
+    """
+
+    __slots__ = (
+        'child_items',
+        'child_refs',
+        'children',
+        'items_below',
+        'keys',
+        'level',
+        'plain_bytes',
+        'refs_below',
+    )
 
     def __init__(
         self,
@@ -125,8 +151,10 @@ class Branch:
         children: Sequence[bytes],
         child_items: Sequence[int],
         child_refs: Sequence[int],
+        plain_bytes: int = 0,
     ) -> None:
         self.level = level
+        self.plain_bytes = plain_bytes
         self.keys = tuple(keys)
         self.children = tuple(children)
         self.child_items = tuple(child_items)
@@ -252,7 +280,7 @@ def decode_node(plain: Buffer) -> Leaf | Branch:
     if set(map(type, values)) != {tuple}:
         raise errors.Corrupt('leaf: a value is not an array')
     _check_values(keys, values, header.refs)
-    return Leaf(keys, values, refs)
+    return Leaf(keys, values, refs, len(plain))
 
 
 def _check_keys(keys: list[Any], length_min: int, what: str) -> None:
@@ -337,7 +365,8 @@ def _decode_branch(header: NodeHeader, refs: bytes, body: Buffer) -> Branch:
         raise errors.Corrupt('branch: a total is not a number')
     if min(child_items) < 1 or min(child_refs) < 0:
         raise errors.Corrupt('branch: a total out of range')
-    branch = Branch(header.level, keys, split_refs(refs), child_items, child_refs)
+    plain_bytes = NODE_HEADER_BYTES + len(refs) + len(body)
+    branch = Branch(header.level, keys, split_refs(refs), child_items, child_refs, plain_bytes)
     if branch.items_below != header.items_below or branch.refs_below != header.refs_below:
         raise errors.Corrupt('branch: the totals of its children do not add up to its own')
     return branch

@@ -109,10 +109,11 @@ def decode_pack_header(buffer: Buffer) -> PackHeader:
     magic, version, kind, reserved, store_uuid, name = _HEADER.unpack_from(buffer)
     if magic != PACK_MAGIC:
         raise errors.Corrupt(f'pack: wrong magic {magic.hex()}')
-    if _CRC.unpack_from(buffer, _HEADER.size)[0] != crc32c(buffer[: _HEADER.size]):
-        raise errors.Corrupt('pack: wrong CRC of the header')
+    # The version comes first: nobody knows where the next version keeps its CRC.
     if version != limits.FORMAT_VERSION:
         raise errors.Corrupt(f'pack: format version {version} is not {limits.FORMAT_VERSION}')
+    if _CRC.unpack_from(buffer, _HEADER.size)[0] != crc32c(buffer[: _HEADER.size]):
+        raise errors.Corrupt('pack: wrong CRC of the header')
     if kind not in (RecordKind.DATA, RecordKind.NODE) or reserved:
         raise errors.Corrupt(f'pack: unknown kind {kind} or reserved {reserved}')
     return PackHeader(store_uuid, name, RecordKind(kind))

@@ -23,21 +23,14 @@ decompressed payload has the id that the header names. The header alone is enoug
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
 from typing import NamedTuple
 
 from crc32c import crc32c
 
 from snapfs import errors, limits
 from snapfs.format.codec import Codec, Compressor, decompress
-from snapfs.format.ids import Buffer, ChunkKind, chunk_id
-
-
-class RecordKind(IntEnum):
-    """What the payload is. The numbers are those of ids.ChunkKind."""
-
-    DATA = 1
-    NODE = 2
+from snapfs.format.ids import Buffer, chunk_id
+from snapfs.format.ids import RecordKind as RecordKind
 
 
 class RecordHeader(NamedTuple):
@@ -58,7 +51,6 @@ _KINDS = {int(kind): kind for kind in RecordKind}
 _CODECS = {int(codec): codec for codec in Codec}
 
 assert HEADER_BYTES == 52
-assert all(int(kind) == ChunkKind[kind.name] for kind in RecordKind)
 
 
 def encode_record(kind: int, id: bytes, plain: Buffer, compressor: Compressor) -> tuple[bytes, Buffer]:
