@@ -1,0 +1,108 @@
+"""L6 composition: the one place that puts the engine, the adapter and the session loop together.
+
+The daemon and the command line know the lower layers only through here; tests put their own `Parts` in.
+Imports of the heavy layers happen inside the functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from snapfs.service import commands, sockets, wire
+from snapfs.world import World
+
+if TYPE_CHECKING:
+    import pyfuse3
+
+    from snapfs.service.options import MountOptions
+    from snapfs.volume.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What a daemon is to mount. Paths are absolute; `fsname` is the source that the mount shows."""
+
+    store: Path
+    volume: str | None
+    mountpoint: str
+    fsname: str
+    options: MountOptions
+    log: Path | None
+
+
+class Parts(Protocol):
+    """What a daemon is made of."""
+
+    async def open_engine(self, store: Path, wait_seconds: float) -> Engine:
+        """Open the store; wait so long for another owner to let go of it."""
+        ...
+
+    def operations(self, engine: Engine, request: MountRequest) -> pyfuse3.Operations:
+        """Return the handlers of the mount. Invalid when the volume asked for does not exist."""
+        ...
+
+    async def serve(self) -> None:
+        """Answer the kernel until the mount is gone, or `terminate` was called."""
+        ...
+
+    def terminate(self) -> None:
+        """Make `serve` return although the mount is still there."""
+        ...
+
+
+class RealParts:
+    """The parts of a real daemon."""
+
+    async def open_engine(self, store: Path, wait_seconds: float) -> Engine:
+        from snapfs.store.durable import Disk
+        from snapfs.volume.engine import Engine
+
+        return await Engine.open(store, Disk(), World(), wait_seconds=wait_seconds)
+
+    def operations(self, engine: Engine, request: MountRequest) -> pyfuse3.Operations:
+        from snapfs.mount.adapter import Adapter
+
+        return Adapter(engine, volume=request.volume, uid=request.options.uid, gid=request.options.gid)
+
+    async def serve(self) -> None:
+        from snapfs.mount import session
+
+        await session.serve()
+
+    def terminate(self) -> None:
+        from snapfs.mount import session
+
+        session.terminate()
+
+
+def create_store(path: Path) -> None:
+    """Make a new store at `path`. Invalid when something is there already. Blocking."""
+    from snapfs.store.durable import Disk
+    from snapfs.store.store import Store
+
+    Store.create(path, Disk(), World())
+
+
+async def call_engine(
+    store: Path, request: wire.Request, peer: sockets.Peer, parts: Parts | None = None
+) -> object:
+    """Open the store in this process, carry one command out, close the store. Entry point for trio.run."""
+    engine = await (parts or RealParts()).open_engine(store, 1.0)
+    # The nursery would wrap what goes wrong into a group; the caller wants the error itself.
+    outcome: object = None
+    failure: Exception | None = None
+    async with trio.open_nursery() as background:
+        await background.start(engine.run)
+        try:
+            outcome = await commands.dispatch(engine, request, peer, None)
+        except Exception as error:
+            failure = error
+        await engine.close()
+        background.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return outcome

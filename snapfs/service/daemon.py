@@ -1,0 +1,183 @@
+"""L6 daemon: the life of a mounted store in one process, from opening it to its clean end. One event loop
+(trio).
+
+Order at the start: store, mount, control socket, runtime, signals, and only then "ready". At the end:
+the mount is gone, then no more commands, then the store is closed, then those who wait are told. Whatever
+else ends the daemon leaves the mountpoint as it is, dead: a mountpoint that turns into an empty directory
+makes a mirror job delete its copy. The daemon never looks at its own mountpoint, since only it could
+answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+
+from snapfs import limits
+from snapfs.errors import SnapfsError, Unavailable
+from snapfs.service import commands, control, mounts, process, runtime, sockets, system, wire
+from snapfs.service.compose import MountRequest, Parts
+from snapfs.service.notify import notify
+from snapfs.service.options import fuse_arguments
+from snapfs.world import World
+
+if TYPE_CHECKING:
+    from snapfs.volume.engine import Engine
+
+log = logging.getLogger(__name__)
+Ready = Callable[[control.Hello], None]
+
+
+class Daemon:
+    """One mount of one store. `run` is its whole life."""
+
+    def __init__(self, request: MountRequest, parts: Parts, ready: Ready, world: World | None = None) -> None:
+        self.request = request
+        self.parts = parts
+        self.ready = ready
+        self.world = world or World()
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Mount, serve, close. Returns after a clean end; raises what went wrong otherwise."""
+        engine = await self._open()
+        failure: BaseException | None = None
+        async with trio.open_nursery() as background:
+            await background.start(engine.run)
+            try:
+                operations = self.parts.operations(engine, self.request)
+                hello = self._attach(operations)
+            except SnapfsError as error:
+                failure = error  # nothing is mounted: the store is closed as if nothing had been
+            else:
+                await self._serve(engine, hello)
+            if failure is not None:
+                await engine.close()
+            background.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _open(self) -> Engine:
+        store = self.request.store
+        try:
+            return await self.parts.open_engine(store, limits.MOUNT_WAIT_SECONDS)
+        except OSError as error:
+            where = error.filename or store
+            raise Unavailable(f'{store} cannot be opened: {error.strerror}: {where}') from error
+
+    def _attach(self, operations: pyfuse3.Operations) -> control.Hello:
+        """Mount, and return what the daemon will say of itself."""
+        request = self.request
+        with _caught_stderr() as said:
+            try:
+                pyfuse3.init(operations, request.mountpoint, fuse_arguments(request.options, request.fsname))
+            except RuntimeError as error:
+                reason = said().removeprefix('fuse: ').removeprefix('fusermount3: ') or str(error)
+                raise Unavailable(f'{request.mountpoint} cannot be mounted: {reason}') from None
+        system.set_time_flags(request.mountpoint, request.options)
+        mount = mounts.mount_at(request.mountpoint, mounts.read_mounts())
+        return control.Hello(
+            pid=os.getpid(),
+            store=str(request.store),
+            socket=str(request.store / sockets.NAME),
+            mountpoint=request.mountpoint,
+            device='' if mount is None else mount.device,
+            source=request.fsname,
+            volume=request.volume,
+            log=None if request.log is None else str(request.log),
+            started_ns=self.world.time_ns(),
+        )
+
+    async def _serve(self, engine: Engine, hello: control.Hello) -> None:
+        async def handler(call: wire.Request, peer: sockets.Peer) -> object:
+            return await commands.dispatch(engine, call, peer, asdict(hello))
+
+        server = control.ControlServer(self.request.store, hello, handler)
+        signals = trio.CancelScope()
+        async with trio.open_nursery() as doors:
+            await doors.start(server.serve)
+            await doors.start(self._watch_signals, hello, signals)
+            entry = self._register(hello)
+            process.freeze_garbage()
+            log.info('mounted %s at %s, pid %d', hello.store, hello.mountpoint, hello.pid)
+            self.ready(hello)
+            await self.parts.serve()
+            notify('STOPPING=1')
+            log.info('%s is unmounted; closing %s', hello.mountpoint, hello.store)
+            if entry is not None:
+                runtime.remove_entry(entry, hello.pid)
+            pyfuse3.close(unmount=False)
+            await server.stop_listening()
+            await engine.close()
+            log.info('closed %s', hello.store)
+            server.finish(clean=True)
+            signals.cancel()
+
+    def _register(self, hello: control.Hello) -> Path | None:
+        uid = os.getuid()
+        entry = runtime.Entry(
+            hello.store, hello.device, hello.mountpoint, hello.source, hello.volume, hello.pid
+        )
+        path = runtime.write_entry(entry, uid)
+        if path is None:
+            log.warning('no runtime directory for uid %d: commands inside the mount need --store', uid)
+        return path
+
+    async def _watch_signals(
+        self,
+        hello: control.Hello,
+        scope: trio.CancelScope,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with scope, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            task_status.started()
+            async for number in received:
+                # A supervisor may repeat itself while the last commit runs; once is enough.
+                if not self._stopping:
+                    self._stopping = True
+                    log.info('%s: unmounting %s', signal.Signals(number).name, hello.mountpoint)
+                    await self._unmount(hello)
+
+    async def _unmount(self, hello: control.Hello) -> None:
+        """Unmount, under the feet of others if need be; in any case let the session end."""
+        notify('STOPPING=1')
+        top = mounts.mount_at(hello.mountpoint, mounts.read_mounts())
+        if top is not None and top.device == hello.device:
+            try:
+                await trio.to_thread.run_sync(system.unmount, hello.mountpoint)
+                return
+            except Unavailable as error:
+                log.warning('%s', error)
+            try:
+                await trio.to_thread.run_sync(lambda: system.unmount(hello.mountpoint, lazy=True))
+            except Unavailable as error:
+                log.error('%s; it stays as a dead mountpoint', error)
+        self.parts.terminate()
+
+
+@contextlib.contextmanager
+def _caught_stderr() -> Iterator[Callable[[], str]]:
+    """Catch what C code prints to standard error meanwhile: libfuse says there why a mount failed."""
+    caught = os.memfd_create('stderr', os.MFD_CLOEXEC)
+    saved = os.dup(2)
+    os.dup2(caught, 2)
+
+    def said() -> str:
+        text = os.pread(caught, limits.KIB, 0).decode(errors='replace')
+        return ' '.join(text.split())
+
+    try:
+        yield said
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(caught)
