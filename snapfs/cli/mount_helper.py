@@ -7,7 +7,7 @@ exit codes of mount(8): 0 done, 1 wrong call, 32 the mount failed. Silent when a
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from snapfs.cli.main import complain
 from snapfs.errors import Invalid, SnapfsError
@@ -80,6 +80,7 @@ def _mount(call: HelperCall) -> int:
         if not call.fake:
             mounting.remount(call.mountpoint, options)
         return 0
+    options = replace(options, fsname=options.fsname or call.source)  # the source is shown as it was given
     request = mounting.plan_mount(call.source, call.mountpoint, options)
     if options.nofail and not client.is_store(request.store):
         return 0  # mount(8): say nothing of a device that does not exist

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from snapfs import limits
 from snapfs.errors import Invalid
 
 UNITS = ('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')
@@ -79,8 +80,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> 
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     # In a pipe there is no width to fit into, and a cut name would be a wrong name.
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, highlight=False, soft_wrap=width is not None).print(grid)
+    console = Console(width=None if sys.stdout.isatty() else limits.TABLE_COLUMNS_MAX, highlight=False)
+    with console.capture() as printed:
+        console.print(grid)
+    for line in printed.get().splitlines():
+        say(line.rstrip())
 
 
 def printable(text: str) -> str:

@@ -36,11 +36,12 @@ def plan_mount(source: str, mountpoint: str, options: MountOptions) -> MountRequ
     log = Path(os.path.abspath(options.log)) if options.log else None
     if log is None and not options.foreground:
         log = Path(os.path.realpath(store)) / DEFAULT_LOG
+    named = str(store) if volume is None else f'{store}:{volume}'
     return MountRequest(
         store=Path(os.path.realpath(store)),
         volume=volume,
         mountpoint=str(mounts.absolute(mountpoint)),
-        fsname=options.fsname or source,
+        fsname=options.fsname or (named if options.source is None else source),
         options=options,
         log=log,
     )
