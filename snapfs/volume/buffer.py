@@ -130,6 +130,11 @@ class Buffer:
         index = bisect_left(self.starts, end) - 1
         return index >= 0 and self.starts[index] + len(self.pieces[index]) > start
 
+    def covers(self, start: int, end: int) -> bool:
+        """Return whether one piece holds all bytes of [start, end)."""
+        index = bisect_right(self.starts, start) - 1
+        return index >= 0 and end <= self.starts[index] + len(self.pieces[index])
+
     def copy_into(self, target: bytearray, offset: int) -> None:
         """Lay the bytes held here over `target`, which stands for the file from `offset` on."""
         end = offset + len(target)
@@ -146,7 +151,9 @@ class Buffer:
 
     def runs(self) -> list[Range]:
         """Return the contiguous stretches held here, in order."""
-        return merge_ranges([(start, start + len(piece)) for start, piece in zip(self.starts, self.pieces, strict=True)])
+        return merge_ranges(
+            [(start, start + len(piece)) for start, piece in zip(self.starts, self.pieces, strict=True)]
+        )
 
     def take_fresh(self) -> list[tuple[int, bytes]]:
         """Return what was written since the last call as (offset, bytes) and count it as logged."""

@@ -15,6 +15,9 @@ Entries = tuple[Entry, ...]
 # The value of an INODE item, in the order of snapfs.format.items.
 InodeValue = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, bytes]
 
+# Bits of the INODE item's flags.
+HAS_XATTRS = 1  # some extended attribute was set once; without it nobody needs to look
+
 
 class Inode:
     """One file, directory, link or special file of a view.
@@ -77,7 +80,9 @@ class Inode:
         self.flushing: Buffer | None = None  # frozen bytes on their way into packs
         self.entries: dict[int, Entries] | None = None  # a directory's known entries by name hash
         self.complete = False  # `entries` holds every entry
-        self.order: list[int] | None = None  # sorted hashes of a complete directory; may name entries gone since
+        self.order: list[int] | None = (
+            None  # sorted hashes of a complete directory; may name entries gone since
+        )
         self.xattrs: dict[bytes, bytes] | None = None  # all extended attributes, once read
 
     def value(self) -> InodeValue:

@@ -1,0 +1,240 @@
+"""L4 engine: an open store with its volumes: opening, replay, background work, closing. Event loop only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import trio
+from snapfs.store.store import Store
+
+from snapfs import limits
+from snapfs.errors import Corrupt, Latched, Refused, SnapfsError
+from snapfs.format.journal import VolumeDelta
+from snapfs.store.durable import Disk
+from snapfs.volume.administration import Administration
+from snapfs.volume.buffer import Buffer
+from snapfs.volume.commit import Committer
+from snapfs.volume.core import Core
+from snapfs.volume.head import Head
+from snapfs.world import World
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.5
+FULL_RETRY_SECONDS = 1.0
+
+
+class Engine(Administration):
+    """All volumes of one store, writable, in this process."""
+
+    def __init__(self, store: Store, world: World) -> None:
+        super().__init__()
+        self.store = store
+        self.world = world
+        self.core = Core(store, world)
+        self.committer = Committer(self.core, self._head_by_number.values)
+        self._background: trio.CancelScope | None = None
+        self._last_record = world.monotonic()
+        self.replayed_records = 0
+        self.closed = False
+
+    # --- opening -----------------------------------------------------------------------------------------
+    @classmethod
+    async def open(cls, path: Path, disk: Disk, world: World, *, wait_seconds: float = 0.0) -> Engine:
+        """Open a store and bring it to the state of its last durable moment.
+
+        Unavailable when another process owns it (after waiting `wait_seconds`), Corrupt, Latched.
+        """
+        store = await world.run_in_thread(lambda: Store.open(path, disk, world, wait_seconds=wait_seconds))
+        engine = cls(store, world)
+        try:
+            await engine._load()
+        except BaseException:
+            store.close(clean=False)
+            raise
+        return engine
+
+    async def _load(self) -> None:
+        for row in self.store.registry.volumes():
+            self._adopt_head(row)
+        self.load_registry()
+        buffers: dict[tuple[int, int], Buffer] = {}
+        for record in self.store.journal.replay(self.store.journal_sequence):
+            self.store.chunks.adopt(record.chunks)
+            for delta in record.volumes:
+                self._replay(delta, buffers)
+            self.replayed_records += 1
+        for (number, ino), buffer in buffers.items():
+            await self._replay_buffer(self._head_by_number[number], ino, buffer)
+        for head in self._heads.values():
+            if head.root.id is None and limits.INO_ROOT not in head.logged.inodes:
+                owner = os.stat(self.store.path)  # made, and then the power went before its first commit
+                self.make_root(head, owner.st_uid, owner.st_gid)
+            await self._remove_orphans(head)
+        if self.replayed_records:
+            log.info('replayed %d journal records', self.replayed_records)
+        if any(head.items() or head.buffered for head in self._heads.values()):
+            await self.committer.commit(final=True)
+
+    def _replay(self, delta: VolumeDelta, buffers: dict[tuple[int, int], Buffer]) -> None:
+        head = self._head_by_number.get(delta.volume)
+        if head is None:
+            return  # deleted or rolled back since: view numbers are never used again
+        layer = head.logged
+        head.next_ino = max(head.next_ino, delta.next_ino)
+        for low, high in delta.ranges:
+            layer.replay_span(low, high)
+        for key, value in delta.items:
+            layer.replay_item(key, value)
+        for ino, start, end in delta.drops:
+            buffer = buffers.get((head.number, ino))
+            if buffer is not None:
+                buffer.discard(start, end)
+        for ino, start, data in delta.writes:
+            buffers.setdefault((head.number, ino), Buffer()).write(start, data)
+
+    async def _replay_buffer(self, head: Head, ino: int, buffer: Buffer) -> None:
+        if not buffer.bytes:
+            return
+        inode = await head.inode(ino)
+        if buffer.end() > inode.size:
+            raise Corrupt(f'journal: bytes of inode {ino} at {buffer.end()}, behind its end at {inode.size}')
+        inode.buffer = buffer
+        head.buffered[ino] = inode
+        self.core.budget.taken(buffer.cost)
+
+    async def _remove_orphans(self, head: Head) -> None:
+        """Remove the inodes that had lost their last name and were still open when the store was last used."""
+        while True:
+            found = await head.orphans(limits.EXTENTS_PAGE)
+            for ino in found:
+                inode = head.inodes.get(ino)
+                if inode is not None:
+                    head.reclaim(inode)
+                else:
+                    head.reclaim_number(ino)
+            if len(found) < limits.EXTENTS_PAGE:
+                return
+
+    # --- background --------------------------------------------------------------------------------------
+    async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Flush, record and commit in the background until `close`."""
+        with trio.CancelScope() as self._background:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._flush_when_wanted)
+                nursery.start_soon(self._tick)
+                task_status.started()
+
+    async def _flush_when_wanted(self) -> None:
+        budget = self.core.budget
+        while True:
+            await budget.flush_wanted.wait()
+            if await self._guarded(self.committer.flush):
+                if budget.dirty <= limits.DIRTY_BYTES_FLUSH:
+                    budget.flush_wanted = trio.Event()
+            else:
+                await self.world.sleep(FULL_RETRY_SECONDS)
+
+    async def _tick(self) -> None:
+        while True:
+            await self.world.sleep(TICK_SECONDS)
+            heads = self._head_by_number.values()
+            items = self.core.budget.items = sum(head.items() for head in heads)
+            now = self.world.monotonic()
+            full = self.store.journal.used_fraction() > 0.5 or items > limits.MEMTABLE_ITEMS_COMMIT
+            if full or (now - self.committer.last_commit > limits.COMMIT_SECONDS_MAX and self._changed()):
+                await self._guarded(self.committer.commit)
+                self._last_record = now
+            elif now - self._last_record > limits.JOURNAL_SECONDS_MAX:
+                await self._guarded(self.committer.sync)
+                self._last_record = now
+
+    def _changed(self) -> bool:
+        return any(head.items() or head.buffered for head in self._head_by_number.values())
+
+    async def _guarded(self, work: Any) -> bool:
+        """Run a step of background work; return whether it was done. Nobody may die of it, nothing is hidden."""
+        if self.core.budget.stopped is not None:
+            await self.world.sleep(FULL_RETRY_SECONDS)
+            return False
+        try:
+            await work()
+        except Refused as error:
+            self.core.budget.full = True
+            self.core.budget.make_room()
+            log.warning('the disk below is full: %s', error)
+            return False
+        except SnapfsError as error:
+            log.error('background work failed: %s', error)
+            return False
+        except Exception as error:
+            log.exception('bug: background work failed')
+            self.core.fail(Latched(f'a bug stopped the background work: {error!r}'))
+            return False
+        self.core.budget.full = False
+        return True
+
+    # --- durability --------------------------------------------------------------------------------------
+    async def sync(self) -> None:
+        """Make everything done so far durable (P5)."""
+        await self.committer.sync()
+
+    async def commit(self) -> None:
+        """Make everything done so far current in the catalog."""
+        await self.committer.commit()
+
+    async def close(self) -> None:
+        """Stop the background work, commit, and close the store. Clean unless something failed before."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._background is not None:
+            self._background.cancel()
+        clean = False
+        try:
+            if self.core.budget.stopped is None:
+                for head in self._head_by_number.values():
+                    head.reclaim_all()
+                await self.committer.commit(final=True)
+                clean = True
+        finally:
+            self.store.close(clean=clean)
+
+    # --- looking -----------------------------------------------------------------------------------------
+    def statfs(self) -> os.statvfs_result:
+        """Return the state of the disk below, less what is kept in reserve."""
+        return self.store.statvfs()
+
+    def status(self) -> dict[str, Any]:
+        """Return what is known about the store as plain values."""
+        store, core = self.store, self.core
+        stopped = core.budget.stopped
+        return {
+            'store': str(store.path),
+            'uuid': store.superblock.uuid.hex(),
+            'epoch': store.catalog.epoch,
+            'health': self.health(),
+            'writable': stopped is None,
+            'reason': str(stopped) if stopped is not None else None,
+            'damaged': sorted(core.damaged),
+            'volumes': len(self._heads),
+            'snapshots': sum(map(len, self._snapshots.values())),
+            'requests': len(self._requests),
+            'dirty_bytes': core.budget.dirty,
+            'memtable_items': sum(head.items() for head in self._heads.values()),
+            'replayed_records': self.replayed_records,
+            'counters': {**self.committer.counts, **store.counters(), 'node_loads': core.nodes.loads},
+        }
+
+    def health(self) -> str:
+        """Return `ok`, or in one line what is wrong."""
+        if self.core.budget.stopped is not None:
+            return f'read-only: {self.core.budget.stopped}'
+        if self.core.damaged:
+            return f'damaged: {len(self.core.damaged)} reads found bytes that are missing or wrong'
+        if self.core.budget.full:
+            return 'full: the disk below has no room'
+        return 'ok'

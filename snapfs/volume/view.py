@@ -1,0 +1,415 @@
+"""L4 view: reading one file tree, a volume's or a snapshot's. Event loop only; awaits only for the disk.
+
+A view is a root and, for a volume, layers of newer changes over it. Everything here is reading; `Head` adds
+the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from snapfs import limits
+from snapfs.errors import Corrupt, Refused
+from snapfs.format import keys
+from snapfs.format.keys import ItemKind
+from snapfs.store.rows import RequestRow, SnapshotRow, VolumeRow
+from snapfs.tree import NotCached, Root, get, range_page
+from snapfs.volume.inode import HAS_XATTRS, Entries, Inode
+from snapfs.volume.memtable import ABSENT, Layer
+
+if TYPE_CHECKING:
+    from snapfs.volume.core import Core
+
+Extent = tuple[int, int, bytes]  # offset, length, chunk id
+
+_DIRENT = int(ItemKind.DIRENT)
+_EXTENT = int(ItemKind.EXTENT)
+_XATTR = int(ItemKind.XATTR)
+
+# A directory of up to so many entries is read whole at the first name looked up in it.
+WHOLE_DIRECTORY_ENTRIES = 256
+PAGE_ITEMS = 512
+NO_XATTRS: dict[bytes, bytes] = {}
+HASH_END = 1 << 63
+
+
+class View:
+    """A file tree as it is read. `number` is the view number: part of node ids, never reused."""
+
+    writable = False
+
+    def __init__(self, core: Core, number: int, name: str, root: Root, inodes_max: int) -> None:
+        self.core = core
+        self.number = number
+        self.name = name
+        self.root = root
+        self.layers: tuple[Layer, ...] = ()
+        self.inodes: dict[int, Inode] = {}
+        self._alive: WeakValueDictionary[int, Inode] = WeakValueDictionary()
+        self._inodes_max = inodes_max
+        self._entries_cached = 0
+        self.cached = self.inodes.get
+
+    # --- inodes ------------------------------------------------------------------------------------------
+    async def inode(self, ino: int) -> Inode:
+        """Return the inode; Refused(ESTALE) when this view has none of that number."""
+        inode = self.inodes.get(ino)
+        if inode is not None:
+            return inode
+        inode = self._alive.get(ino)
+        if inode is None:
+            value = await self._inode_value(ino)
+            inode = self.inodes.get(ino)  # somebody else may have been first
+            if inode is not None:
+                return inode
+            inode = self._alive.get(ino) or Inode(ino, value)
+        self._remember(inode)
+        return inode
+
+    async def _inode_value(self, ino: int) -> Any:
+        for layer in self.layers:
+            value = layer.inodes.get(ino)
+            if value is not None:
+                return value
+            if ino in layer.gone:
+                raise Refused(errno.ESTALE)
+        value = await self._get(keys.inode_key(ino))
+        if value is None:
+            raise Refused(errno.ESTALE)
+        return value
+
+    def _remember(self, inode: Inode) -> None:
+        inodes = self.inodes
+        inodes[inode.ino] = inode
+        if len(inodes) > self._inodes_max:
+            self._forget_half()
+
+    def _forget_half(self) -> None:
+        """Drop the older half of the idle inodes; whoever still holds one keeps it alive and the only one."""
+        for ino in list(self.inodes)[: self._inodes_max // 2]:
+            inode = self.inodes[ino]
+            if not inode.idle():
+                self.inodes[ino] = self.inodes.pop(ino)  # busy: to the end of the line
+                continue
+            del self.inodes[ino]
+            self._forget_entries(inode)
+            self._alive[ino] = inode
+
+    def _forget_entries(self, directory: Inode) -> None:
+        if directory.entries is not None:
+            self._entries_cached -= len(directory.entries)
+            directory.entries = None
+            directory.order = None
+            directory.complete = False
+
+    # --- the tree below the layers -----------------------------------------------------------------------
+    async def _get(self, key: bytes) -> Any:
+        load = self.core.nodes.load
+        while True:
+            root = self.root
+            try:
+                value = get(root, key, load)
+            except NotCached as missing:
+                await self.core.nodes.fetch(missing.id)
+            else:
+                return value
+
+    async def _page(self, low: bytes, high: bytes, count: int) -> list[tuple[bytes, Any]]:
+        root = self.root
+        load = self.core.nodes.load
+        return await self.core.nodes.walk(lambda: range_page(root, low, high, count, load))
+
+    async def _find(self, ino: int, kind: int, suffix: Any, key: bytes) -> Any:
+        """Return the value of one item, or None."""
+        for layer in self.layers:
+            value = layer.find(ino, kind, suffix)
+            if value is not ABSENT:
+                return value
+        return await self._get(key)
+
+    async def _merged(
+        self, ino: int, kind: int, after: Any, first: bytes, count: int
+    ) -> list[tuple[Any, Any]]:
+        """Return up to `count` items (suffix, value) of one inode and kind in key order, suffix > `after`.
+
+        `first` is the least key wanted. Fewer than `count` come back only at the end.
+        """
+        end = keys.kind_range(ino, ItemKind(kind))[1]
+        merged: list[tuple[Any, Any]] = []
+        while True:
+            layers = self.layers
+            covered = any(layer.hides_all(ino) for layer in layers)
+            page = [] if covered else await self._page(first, end, count)
+            if layers is not self.layers:
+                continue  # a record or a commit came between: the page may lie below layers that are gone
+            last = _suffix(kind, page[-1][0]) if len(page) == count else None
+            result = {_suffix(kind, key): value for key, value in page}
+            for layer in reversed(layers):
+                if layer.hides_all(ino):
+                    result.clear()
+                if kind == _EXTENT:
+                    layer.apply_cuts(ino, result)
+                for suffix, value in layer.tables.get(ino << 3 | kind, {}).items():
+                    if suffix > after and (last is None or suffix <= last):
+                        result[suffix] = value
+            merged += [(suffix, result[suffix]) for suffix in sorted(result) if result[suffix] is not None]
+            if last is None or len(merged) >= count:
+                return merged[:count]
+            after, first = last, page[-1][0] + b'\0'
+
+    # --- directories -------------------------------------------------------------------------------------
+    async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
+        """Return the inode that `name` leads to in directory `parent`, or None."""
+        entry = await self.entry(parent, name)
+        if entry is None:
+            return None
+        inode = self.inodes.get(entry[1])
+        if inode is not None:
+            return inode
+        return await self.inode(entry[1])
+
+    async def entry(self, parent: Inode, name: bytes) -> tuple[bytes, int, int] | None:
+        """Return the directory entry (name, inode number, type) of `name` in `parent`, or None."""
+        entries = parent.entries
+        cookie = self.core.name_hash(name)
+        found = entries.get(cookie) if entries is not None else None
+        if found is None and not parent.complete:
+            found = await self.entries_at(parent, cookie)
+        if found is None:
+            return None
+        for entry in found:
+            if entry[0] == name:
+                return entry
+        return None
+
+    async def entries_at(self, parent: Inode, cookie: int) -> Entries | None:
+        """Return the entries of `parent` whose name has this hash, or None."""
+        if not parent.complete and parent.size <= WHOLE_DIRECTORY_ENTRIES:
+            await self.complete(parent)
+        if parent.entries is not None:
+            found = parent.entries.get(cookie)
+            if found is not None or parent.complete:
+                return found
+        found = await self._find(parent.ino, _DIRENT, cookie, keys.dirent_key(parent.ino, cookie))
+        return found or None
+
+    async def complete(self, parent: Inode) -> None:
+        """Read the whole directory into memory, unless it is too large for that."""
+        self.directory(parent)
+        entries: dict[int, Entries] = {}
+        after = 0
+        while True:
+            version = self.layers, self.root
+            low = keys.dirent_key(parent.ino, after + 1) if after + 1 < HASH_END else b''
+            page = await self._merged(parent.ino, _DIRENT, after, low, PAGE_ITEMS) if low else []
+            if parent.complete:
+                return
+            if version != (self.layers, self.root):  # a commit or a record came between: begin again
+                entries.clear()
+                after = 0
+                continue
+            entries.update(page)
+            if len(page) < PAGE_ITEMS:
+                break
+            if len(entries) > limits.DIRECTORY_COMPLETE_ENTRIES_MAX:
+                return
+            after = page[-1][0]
+        self._adopt(parent, entries)
+
+    def _adopt(self, parent: Inode, entries: dict[int, Entries]) -> None:
+        """Make `entries` the directory's own, unless a change came while they were read."""
+        # What was changed while pages were read stands in the newest layer: lay it over once more, without an
+        # await.
+        for layer in reversed(self.layers):
+            entries.update(layer.tables.get(parent.ino << 3 | _DIRENT, {}))
+        self._entries_cached -= len(parent.entries or ())
+        parent.entries = {cookie: found for cookie, found in entries.items() if found}
+        parent.complete = True
+        parent.order = None
+        self._entries_cached += len(parent.entries)
+        if self._entries_cached > limits.DIRECTORY_CACHE_ENTRIES:
+            self._shrink_directories(parent)
+
+    def _shrink_directories(self, keep: Inode) -> None:
+        for inode in self.inodes.values():
+            if inode is not keep and inode.entries is not None:
+                self._forget_entries(inode)
+            if self._entries_cached <= limits.DIRECTORY_CACHE_ENTRIES // 2:
+                break
+
+    def directory(self, inode: Inode) -> Inode:
+        """Return `inode` if it is a directory; Refused(ENOTDIR) otherwise."""
+        if inode.mode & 0o170000 != 0o040000:
+            raise Refused(errno.ENOTDIR)
+        return inode
+
+    async def list_directory(
+        self, parent: Inode, after: int, count: int
+    ) -> list[tuple[int, bytes, int, int]]:
+        """Return about `count` entries (cookie, name, inode number, type) with cookie > `after`, by cookie.
+
+        Names that share a cookie come together. An empty list means the end. `.` and `..` are not among them.
+        """
+        if not parent.complete and parent.size <= limits.DIRECTORY_COMPLETE_ENTRIES_MAX:
+            await self.complete(parent)
+        if parent.complete and parent.entries is not None:
+            order = parent.order
+            if order is None:
+                order = parent.order = sorted(parent.entries)
+            result: list[tuple[int, bytes, int, int]] = []
+            index = bisect_right(order, after)
+            known = parent.entries
+            while index < len(order) and len(result) < count:
+                cookie = order[index]
+                index += 1
+                for name, ino, kind in known.get(cookie, ()):
+                    result.append((cookie, name, ino, kind))
+            return result
+        if after + 1 >= HASH_END:
+            return []
+        low = keys.dirent_key(parent.ino, after + 1)
+        page = await self._merged(parent.ino, _DIRENT, after, low, count)
+        return [(cookie, name, ino, kind) for cookie, found in page for name, ino, kind in found]
+
+    # --- extended attributes -----------------------------------------------------------------------------
+    async def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
+        """Return all extended attributes; the caller does not change the dictionary."""
+        if inode.xattrs is not None:
+            return inode.xattrs
+        if not inode.flags & HAS_XATTRS:
+            return NO_XATTRS
+        low = keys.kind_range(inode.ino, ItemKind.XATTR)[0]
+        page = await self._merged(inode.ino, _XATTR, b'', low, limits.XATTRS_PER_INODE_MAX)
+        result: dict[bytes, bytes] = {}
+        for name, value in page:
+            result[name] = value[1] if value[0] == 0 else await self.core.chunk(value[2])
+        if inode.xattrs is None:
+            inode.xattrs = result
+        return inode.xattrs
+
+    async def xattr_get(self, inode: Inode, name: bytes) -> bytes | None:
+        """Return the value of an extended attribute, or None."""
+        known = inode.xattrs
+        if known is None:
+            if not inode.flags & HAS_XATTRS:
+                return None
+            known = await self.xattrs(inode)
+        return known.get(name)
+
+    async def xattr_list(self, inode: Inode) -> list[bytes]:
+        """Return the names of all extended attributes, sorted."""
+        return sorted(await self.xattrs(inode))
+
+    # --- file data ---------------------------------------------------------------------------------------
+    async def extents(self, ino: int, start: int, end: int) -> list[Extent]:
+        """Return the extents that hold bytes of [start, end), in order. They never overlap."""
+        low = max(start - limits.CHUNK_BYTES_MAX + 1, 0)
+        layers = self.layers
+        result: dict[int, Any] = {}
+        if not any(layer.hides_all(ino) for layer in layers):
+            first, behind = keys.extent_key(ino, low), keys.extent_key(ino, end)
+            root = self.root
+            load = self.core.nodes.load
+            while True:
+                try:
+                    page = range_page(root, first, behind, limits.EXTENTS_PER_CALL_MAX, load)
+                    break
+                except NotCached as missing:
+                    await self.core.nodes.fetch(missing.id)
+            for key, value in page:
+                result[_suffix(_EXTENT, key)] = value
+        for layer in reversed(layers):
+            if layer.hides_all(ino):
+                result.clear()
+            layer.apply_cuts(ino, result)
+            result.update(layer.extents(ino, low, end))
+        found = [
+            (offset, value[0], value[1])
+            for offset, value in sorted(result.items())
+            if value is not None and offset + value[0] > start
+        ]
+        for left, right in pairwise(found):
+            if left[0] + left[1] > right[0]:
+                raise Corrupt(f'extents of inode {ino} of {self.name} overlap at offset {right[0]}')
+        return found
+
+    async def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        """Return the bytes of [offset, offset + size), fewer only at the end of the file. Holes read as
+        zeros.
+        """
+        end = min(offset + size, inode.size)
+        if offset >= end:
+            return b''
+        buffers = [
+            one for one in (inode.flushing, inode.buffer) if one is not None and one.overlaps(offset, end)
+        ]
+        if len(buffers) == 1 and len(buffers[0].starts) == 1:
+            start = buffers[0].starts[0]
+            piece = buffers[0].pieces[0]
+            if start <= offset and end <= start + len(piece):
+                return bytes(memoryview(piece)[offset - start : end - start])
+        try:
+            found = await self.extents(inode.ino, offset, end)
+            plains = await self.core.chunks_of([extent[2] for extent in found])
+        except Corrupt as error:
+            self.core.report_damage(f'{self.name}, inode {inode.ino}: {error}', self.number)
+            raise
+        if not buffers:
+            return assemble(found, plains, offset, end)
+        result = bytearray(assemble(found, plains, offset, end))
+        for one in buffers:
+            one.copy_into(result, offset)
+        return bytes(result)
+
+
+class SnapshotView(View):
+    """A snapshot: a view whose root never changes (P6)."""
+
+    def __init__(self, core: Core, row: SnapshotRow | RequestRow) -> None:
+        number = row.number if isinstance(row, SnapshotRow) else row.view
+        super().__init__(core, number, row.name, root_of(row), limits.SNAPSHOT_INODE_CACHE_ENTRIES)
+        self.row = row
+
+
+def root_of(row: SnapshotRow | VolumeRow | RequestRow) -> Root:
+    """Return the root that a catalog row names."""
+    return Root(row.root, row.root_items, row.root_refs)
+
+
+def assemble(found: Sequence[Extent], plains: Sequence[bytes], start: int, end: int) -> bytes:
+    """Return the bytes of [start, end) from extents and their chunks; what lies between them is zero."""
+    if len(found) == 1:
+        offset, length, _ = found[0]
+        if offset <= start and end <= offset + length:
+            plain = plains[0]
+            return (
+                plain if offset == start and end == offset + length else plain[start - offset : end - offset]
+            )
+    parts: list[bytes | memoryview] = []
+    position = start
+    for (offset, length, chunk_id), plain in zip(found, plains, strict=True):
+        if len(plain) != length:
+            raise Corrupt(f'chunk {chunk_id.hex()} has {len(plain)} bytes where an extent says {length}')
+        if offset > position:
+            parts.append(bytes(offset - position))
+            position = offset
+        stop = min(offset + length, end)
+        if position == offset and stop == offset + length:
+            parts.append(plain)
+        else:
+            parts.append(memoryview(plain)[position - offset : stop - offset])
+        position = stop
+    if position < end:
+        parts.append(bytes(end - position))
+    return b''.join(parts)
+
+
+def _suffix(kind: int, key: bytes) -> Any:
+    """Return what stands behind inode number and kind in a key, as the layers name it."""
+    suffix = key[9:]
+    return suffix if kind == _XATTR else int.from_bytes(suffix, 'big')
