@@ -1,0 +1,49 @@
+# Everything a person or CI does here. `make help` lists it.
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest
+SEEDS ?= 20
+
+.PHONY: help setup demo demo-stop test check crash sim bench ci
+
+help:
+	@echo 'make setup       system packages, virtual environment, build: leaves $(VENV)/bin/snapfs'
+	@echo 'make demo        the main job on a real mount, which stays for you to explore'
+	@echo 'make demo-stop   end the demonstration and remove its store'
+	@echo 'make test        all tests, mounts included (under 10 minutes)'
+	@echo 'make check       format, lint, types, layers, quick tests (under a minute)'
+	@echo 'make crash       power cuts at every sync and commit; SEEDS=n for more'
+	@echo 'make sim         random histories with crashes and faults; SEEDS=n for more'
+	@echo 'make bench       measure against the null filesystem and what else is installed'
+	@echo 'make ci          what CI runs'
+
+setup:
+	@./packaging/setup.sh $(VENV)
+
+demo: setup
+	@$(PY) -m tools.demo
+
+demo-stop: setup
+	@$(PY) -m tools.demo --stop
+
+test: setup
+	$(PYTEST) -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered tests
+
+check: setup
+	$(VENV)/bin/ruff format --check -q .
+	$(VENV)/bin/ruff check -q .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTEST) -q -n 2 -m 'not slow' tests/unit tests/golden tests/contract
+
+crash: setup
+	SNAPFS_SEEDS=$(SEEDS) $(PYTEST) -q -n 2 tests/crash
+
+sim: setup
+	SNAPFS_SEEDS=$(SEEDS) $(PYTEST) -q -n 2 tests/property tests/sim
+
+bench: setup
+	$(PY) -m tools.bench
+
+ci:
+	@./.ci/run
