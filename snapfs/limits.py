@@ -60,6 +60,7 @@ TREE_ITEMS_MAX = 1 << 48
 TREE_READ_AHEAD_NODES = 16  # nodes asked for at once while changes are applied
 TREE_BLOCK_ITEMS = 256  # changes applied without looking at the size of what comes out
 TREE_SLICE_ITEMS = 1000  # items handled between two pauses: about a millisecond
+TREE_RECOUNT_SHARE = 4  # a leaf that loses more than this part of its bytes is sized anew, item by item
 BRANCH_ENTRY_BYTES = 44  # of one child in a branch, its key apart; an estimate to cut nodes by
 ZSTD_LEVEL = 1
 ZSTD_WINDOW_LOG_MAX = 17  # 128 KiB: a frame that asks for a larger window is refused
@@ -114,6 +115,7 @@ DAMAGE_REPORTS_MAX = 1000
 # --- the mount -------------------------------------------------------------------------------------------
 KERNEL_CACHE_SECONDS = 1e9  # 'without time limit' for the kernel's caches
 PLACE_ATTRIBUTES_SECONDS = 1.0  # how long the kernel believes the attributes of computed directories
+NOTIFY_CLOSE_SECONDS = 2.0  # how long a notification that the kernel is busy with may delay the end
 READDIR_ENTRIES = 32  # one readdir answer of 4 KiB takes about 24
 
 # --- disk full -------------------------------------------------------------------------------------------

@@ -1,0 +1,155 @@
+"""The demonstration behind `make demo`: the main job on a real store and a real mount, command by command.
+
+Prints each command as a person would type it, runs just that, and prints what it really said. The mount stays for
+the reader to explore; `python -m tools.demo --stop` ends it and removes the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+SNAPFS = BIN / 'snapfs'
+LINES_SHOWN = 12
+
+
+class Failed(Exception):
+    """A command did not do what the demonstration says."""
+
+
+def place() -> Path:
+    """Return the directory of the demonstration; one for each user."""
+    return Path(tempfile.gettempdir()) / f'snapfs-demo-{os.getuid()}'
+
+
+def say(text: str) -> None:
+    """Print a line that is no command."""
+    print(f'\n\x1b[1m# {text}\x1b[0m' if sys.stdout.isatty() else f'\n# {text}', flush=True)
+
+
+def run(command: str, *, fails: bool = False, quiet: bool = False) -> str:
+    """Print a command, run it in the demonstration's directory, print its output and return it."""
+    print(f'$ {command}', flush=True)
+    environment = {**os.environ, 'PATH': f'{BIN}:{os.environ.get("PATH", "")}', 'LC_ALL': 'C.UTF-8'}
+    done = subprocess.run(
+        ['/bin/sh', '-c', command],
+        cwd=place(),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if not quiet:
+        for line in lines[:LINES_SHOWN]:
+            print(f'  {line}')
+        if len(lines) > LINES_SHOWN:
+            print(f'  … and {len(lines) - LINES_SHOWN} lines more')
+    if (done.returncode != 0) != fails:
+        raise Failed(f'`{command}` ended with {done.returncode}: {done.stdout.strip()}')
+    return done.stdout
+
+
+def source_tree() -> Path:
+    """Return a real tree of thousands of files that every machine with this program has."""
+    return Path(sysconfig.get_paths()['stdlib'])
+
+
+def prepare() -> Path:
+    """Make an empty directory of our own; an earlier demonstration is ended first."""
+    stop()
+    root = place()
+    root.mkdir(mode=0o700)
+    (root / 'mnt').mkdir()
+    return root
+
+
+def stop() -> None:
+    """Unmount and remove what an earlier demonstration left; say nothing when there is nothing."""
+    root = place()
+    if not os.path.lexists(root):
+        return
+    found = os.lstat(root)
+    if root.is_symlink() or found.st_uid != os.getuid():
+        raise Failed(f'{root} is not ours; remove it and try again')
+    if os.path.ismount(root / 'mnt'):
+        subprocess.run([SNAPFS, 'umount', str(root / 'mnt')], check=True)
+    shutil.rmtree(root)
+
+
+def demonstrate() -> None:
+    """The whole story."""
+    root = prepare()
+    library = source_tree()
+    say(f'In {root}: a store, and a mount of it. A volume is a directory at the top.')
+    run('snapfs init store')
+    run('snapfs mount store mnt')
+    run('mkdir mnt/home')
+
+    say('Copy a real tree in.')
+    run(f'cp -a --no-preserve=ownership {library} mnt/home/lib')
+    run('find mnt/home/lib -type f | wc -l')
+    run('du -sh --apparent-size mnt/home/lib')
+
+    say('A snapshot is a directory too.')
+    run('mkdir mnt/home/.snapshots/monday')
+    run('snapfs --store store snapshot list')
+
+    say('Work goes on: something changes, something is deleted.')
+    run('echo "print(42)" > mnt/home/lib/this.py')
+    run('rm -r mnt/home/lib/json mnt/home/lib/email')
+    run('ls mnt/home/lib/json', fails=True)
+
+    say('Walk into the past with plain commands, from wherever you stand.')
+    run('ls mnt/home/.snapshots/monday/lib/json')
+    run('head -3 mnt/home/lib/.snapshots/monday/this.py')
+    run('diff -rq mnt/home/.snapshots/monday/lib mnt/home/lib', fails=True)
+    run('rm mnt/home/.snapshots/monday/lib/this.py', fails=True)
+
+    say('Get a deleted directory back, and see that it is what it was.')
+    run('cp -a mnt/home/.snapshots/monday/lib/json mnt/home/lib/')
+    run('diff -r mnt/home/.snapshots/monday/lib/json mnt/home/lib/json && echo the same')
+
+    say('Deleting a snapshot only makes a request. Nothing is freed by it.')
+    run('rmdir mnt/home/.snapshots/monday')
+    run('ls mnt/home/.snapshots')
+    request = run('ls mnt/.snapfs/trash').split()[0]
+    run(f'cat mnt/.snapfs/trash/{request}/request')
+
+    say('Changed your mind? Take it back.')
+    run(f'mv mnt/.snapfs/trash/{request} mnt/home/.snapshots/monday')
+    run('ls mnt/home/.snapshots/monday/lib/email | head -3')
+    run('cat mnt/.snapfs/health')
+    run('snapfs --store store status')
+
+    say(f'The mount is still there to explore:  cd {root}/mnt/home')
+    print('  One command ends it:  make demo-stop')
+
+
+def main() -> int:
+    """Run the demonstration, or end it."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
+    parser.add_argument('--stop', action='store_true', help='unmount, and remove the store')
+    arguments = parser.parse_args()
+    try:
+        if arguments.stop:
+            stop()
+        else:
+            demonstrate()
+    except (Failed, subprocess.CalledProcessError) as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
