@@ -13,6 +13,7 @@ in elements that exist.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import msgpack
@@ -53,7 +54,8 @@ def unpack_stream(body: Buffer, count: int | None, what: str) -> list[Any]:
         claimed = unpacker.read_array_header()
         if claimed > length or (count is not None and claimed != count):
             raise errors.Corrupt(f'{what}: the stream claims {claimed} elements')
-        elements = list(unpacker)
+        # Not one more than claimed: after an element that is cut off, `tell` no longer says where it began.
+        elements = list(islice(unpacker, claimed))
     except (msgpack.exceptions.UnpackException, ValueError) as error:
         raise errors.Corrupt(f'{what}: not a msgpack stream ({type(error).__name__})') from error
     if len(elements) != claimed:
