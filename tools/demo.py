@@ -1,6 +1,7 @@
 """The demonstration behind `make demo`: the main job on a real store and a real mount, command by command.
 
-Prints each command as a person would type it, runs just that, and prints what it really said. The mount stays for
+Prints each command as a person would type it, runs just that, and prints what it really said. The mount stays
+for
 the reader to explore; `python -m tools.demo --stop` ends it and removes the store.
 """
 

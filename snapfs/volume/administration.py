@@ -14,11 +14,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import trio
-from snapfs.store.store import Store
 
 from snapfs import limits
 from snapfs.errors import Refused
 from snapfs.store.rows import HoldRow, RequestRow, SnapshotRow, VolumeRow
+from snapfs.store.store import Store
 from snapfs.volume.commit import Committer
 from snapfs.volume.core import Core
 from snapfs.volume.head import Head

@@ -13,6 +13,7 @@ first.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import trio
 
 from snapfs import limits
 from snapfs.errors import Latched, Refused
-from snapfs.format.journal import VolumeDelta, encode_record_frames
+from snapfs.format.journal import NewChunk, VolumeDelta, encode_record_frames
 from snapfs.format.records import RecordKind
 from snapfs.store.rows import Commit, HeadUpdate, RequestPart
 from snapfs.tree import Applied, Built, Need, apply
@@ -68,6 +69,7 @@ class Committer:
         self.commit_lock = trio.Lock()
         self._moments = 0  # moments begun
         self._durable = 0  # the latest moment that is durable
+        self._untold: list[NewChunk] = []  # durable chunks that the journal does not name yet
         self.last_commit = core.world.monotonic()
         self.counts = {'records': 0, 'commits': 0, 'flushes': 0, 'fsyncs': 0}
 
@@ -165,9 +167,10 @@ class Committer:
     async def _write_record(self, moments: list[Moment]) -> bool:
         """Sync packs, then write and sync the record (P4); return False when the journal has no room for it."""
         store = self.core.store
-        chunks = store.chunks.new_chunks()
-        if chunks:
+        if store.chunks.unsynced:
             await self._durably(store.chunks.sync)
+        self._untold += store.chunks.take_new()
+        chunks = list(self._untold)
         deltas = []
         for moment in moments:
             items: list[tuple[bytes, Any]] = []
@@ -181,17 +184,21 @@ class Committer:
                     moment.head.number, moment.next_ino, layer.spans(), items, layer.drops, moment.writes
                 )
             )
-        sequence = store.journal.next_sequence()
+        sequence = store.journal.last_sequence + 1
         frames = []
         for frame in encode_record_frames(sequence, chunks, deltas, store.superblock.uuid):
             frames.append(frame)
             await self.core.breathe()
-        if sum(map(len, frames)) > store.journal.free_bytes():
+        if sum(map(len, frames)) > store.journal.free_bytes:
             return False
-        await self._durably(store.journal.append_and_sync, frames)
-        store.chunks.logged(chunks)
+        await self._durably(self._append, sequence, frames)
+        self._untold = self._untold[len(chunks) :]
         self.counts['records'] += 1
         return True
+
+    def _append(self, sequence: int, frames: list[bytes]) -> None:
+        self.core.store.journal.append(sequence, frames)
+        self.core.store.journal.sync()
 
     async def _durably(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call something that syncs, in a thread. A failure stops all writing for good (P5)."""
@@ -219,16 +226,25 @@ class Committer:
                         await flush(self.core, Job(head, head.fresh, inodes))
 
     # --- commit ------------------------------------------------------------------------------------------
-    async def commit(self, *, final: bool = False) -> None:
+    async def commit(self) -> None:
         """Make new roots of everything done before this call, current in the catalog in one transaction.
 
-        `final`: nobody will ask for an fsync meanwhile, so the record is left out. Errors as `sync`.
+        Errors as `sync`.
         """
         with trio.CancelScope(shield=True):
             async with self.commit_lock:
-                held = await self._commit(keep_lock=final)
-                if held:
-                    self.core.flush_lock.release()
+                await self._commit(keep_lock=False)
+
+    async def commit_alone(self) -> None:
+        """Commit without a journal record, when nobody can ask for an fsync meanwhile; also when nothing
+        changed.
+
+        After a replay, and at the end.
+        """
+        with trio.CancelScope(shield=True):
+            async with self.commit_lock:
+                await self._commit(keep_lock=True, always=True)
+                self.core.flush_lock.release()
 
     async def commit_and_hold(self) -> None:
         """Commit and return with both locks held: no change becomes durable until `let_go`. For rollback and
@@ -247,22 +263,24 @@ class Committer:
         self.core.flush_lock.release()
         self.commit_lock.release()
 
-    async def _commit(self, *, keep_lock: bool) -> bool:
-        """Commit; the caller holds `commit_lock`. Return whether `flush_lock` is held at the end."""
+    async def _commit(self, *, keep_lock: bool, always: bool = False) -> bool:
+        """Commit, or do nothing when nothing changed, unless `always`; the caller holds `commit_lock`. Return
+        whether `flush_lock` is held at the end.
+        """
         lock = self.core.flush_lock
         await lock.acquire()
         held = True
         try:
             fitted = await self._record(whole=True, journal=not keep_lock)
-            sequence = self.core.store.journal.last_sequence()
+            sequence = self.core.store.journal.last_sequence
             frozen = [head for head in self._heads() if not head.logged.empty()]
             for head in frozen:
                 assert head.frozen is None, 'two commits at once'
                 head.frozen, head.logged = head.logged, Layer()
                 head.stack()
             next_inos = {head.number: head.next_ino for head in frozen}
-            if frozen:
-                old_journal = self.core.store.journal.switch()
+            if frozen or always:
+                left = self._leave_journal()
                 number = self._moments
                 if fitted and not keep_lock:
                     lock.release()
@@ -274,7 +292,7 @@ class Committer:
                         self._unlog(frozen)
                     raise
                 self._durable = max(self._durable, number)
-                self.core.store.journal.release(old_journal)
+                self.core.store.journal.release(left)
             self.last_commit = self.core.world.monotonic()
         except BaseException:
             if held:
@@ -284,6 +302,16 @@ class Committer:
             lock.release()
             held = False
         return held
+
+    def _leave_journal(self) -> int:
+        """Let later records go to the other journal file; return the file that this commit makes superfluous."""
+        journal = self.core.store.journal
+        try:
+            return journal.switch()
+        except Refused as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return 1 - journal.active  # left by a commit that failed; this one supersedes it as well
 
     def _unlog(self, heads: list[Head]) -> None:
         """A commit failed whose moment is not in the journal: its changes belong into the next record."""
@@ -381,3 +409,7 @@ class Committer:
                 raise
             await self._durably(store.catalog.commit, commit)
         store.chunks.committed(rows)
+        if self._untold:
+            # The journal must not name them any more: they may be freed before its file is.
+            done = {row.id for row in rows.chunks}
+            self._untold = [chunk for chunk in self._untold if chunk.id not in done]

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Sequence
 
 import trio
-from snapfs.store.store import Store
 
 from snapfs import limits
 from snapfs.errors import Latched, Refused, SnapfsError
 from snapfs.format import keys
 from snapfs.format.records import RecordKind
+from snapfs.store.store import Store
 from snapfs.volume.cutter import Cutter
 from snapfs.volume.nodes import NodeCache
 from snapfs.world import World
@@ -27,7 +27,7 @@ Buffer = bytes | bytearray | memoryview
 
 # The name hashes 0 and 1 are not used: a directory is listed from the position 0, and no entry may stand
 # there.
-COOKIE_MIN = 2
+COOKIE_MIN = 3
 
 
 class Budget:

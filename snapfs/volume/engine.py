@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from snapfs.store.store import Store
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Latched, Refused, SnapfsError
 from snapfs.format.journal import VolumeDelta
 from snapfs.store.durable import Disk
+from snapfs.store.store import Store
 from snapfs.volume.administration import Administration
 from snapfs.volume.buffer import Buffer
 from snapfs.volume.commit import Committer
@@ -62,11 +62,13 @@ class Engine(Administration):
             self._adopt_head(row)
         self.load_registry()
         buffers: dict[tuple[int, int], Buffer] = {}
-        for record in self.store.journal.replay(self.store.journal_sequence):
-            self.store.chunks.adopt(record.chunks)
-            for delta in record.volumes:
-                self._replay(delta, buffers)
-            self.replayed_records += 1
+        if not self.store.was_clean:
+            for record in self.store.journal.replay(self.store.committed_sequence):
+                for frame in record:
+                    self.store.chunks.adopt(frame.chunks)
+                    for delta in frame.volumes:
+                        self._replay(delta, buffers)
+                self.replayed_records += 1
         for (number, ino), buffer in buffers.items():
             await self._replay_buffer(self._head_by_number[number], ino, buffer)
         for head in self._heads.values():
@@ -76,8 +78,11 @@ class Engine(Administration):
             await self._remove_orphans(head)
         if self.replayed_records:
             log.info('replayed %d journal records', self.replayed_records)
-        if any(head.items() or head.buffered for head in self._heads.values()):
-            await self.committer.commit(final=True)
+        if self.core.budget.stopped is not None:
+            return
+        if not self.store.was_clean or self._changed():
+            await self.committer.commit_alone()
+            self.store.journal.restart(self.store.committed_sequence)
 
     def _replay(self, delta: VolumeDelta, buffers: dict[tuple[int, int], Buffer]) -> None:
         head = self._head_by_number.get(delta.volume)
@@ -144,7 +149,7 @@ class Engine(Administration):
             heads = self._head_by_number.values()
             items = self.core.budget.items = sum(head.items() for head in heads)
             now = self.world.monotonic()
-            full = self.store.journal.used_fraction() > 0.5 or items > limits.MEMTABLE_ITEMS_COMMIT
+            full = self.store.journal.used_fraction > 0.5 or items > limits.MEMTABLE_ITEMS_COMMIT
             if full or (now - self.committer.last_commit > limits.COMMIT_SECONDS_MAX and self._changed()):
                 await self._guarded(self.committer.commit)
                 self._last_record = now
@@ -198,7 +203,7 @@ class Engine(Administration):
             if self.core.budget.stopped is None:
                 for head in self._head_by_number.values():
                     head.reclaim_all()
-                await self.committer.commit(final=True)
+                await self.committer.commit_alone()
                 clean = True
         finally:
             self.store.close(clean=clean)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from snapfs.store.chunks import ChunkStore
-
 from snapfs import limits
 from snapfs.format.nodes import Branch, Leaf, decode_node
+from snapfs.store.chunks import ChunkStore
 from snapfs.tree import NotCached
 from snapfs.world import World
 

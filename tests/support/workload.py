@@ -36,7 +36,7 @@ class Workload:
     def _bytes(self, count: int) -> bytes:
         if self.random.random() < 0.5:
             return self.random.randbytes(count)
-        return (bytes([self.random.randrange(256)]) * 50 + b'some text ') .__mul__(count // 60 + 1)[:count]
+        return (bytes([self.random.randrange(256)]) * 50 + b'some text ').__mul__(count // 60 + 1)[:count]
 
     async def step(self) -> str:
         """Do one operation and return its name."""
@@ -82,7 +82,9 @@ class Workload:
         path = self._file()
         if path is not None:
             size = len(self.pair.node(path).data)
-            await self.pair.truncate(path, self.random.choice([0, size, size // 2, self.random.randrange(size + 9000)]))
+            await self.pair.truncate(
+                path, self.random.choice([0, size, size // 2, self.random.randrange(size + 9000)])
+            )
 
     async def _unlink(self) -> None:
         path = self.random.choice(self._paths(True))
@@ -100,7 +102,9 @@ class Workload:
         entries = self.pair.node(path).entries
         if entries:
             name = self.random.choice(sorted(entries))
-            await self.pair.rename(path, name, self.random.choice(self._paths(True)), self.random.choice(NAMES))
+            await self.pair.rename(
+                path, name, self.random.choice(self._paths(True)), self.random.choice(NAMES)
+            )
 
     async def _xattr(self) -> None:
         paths = self._paths(False) + self._paths(True)
