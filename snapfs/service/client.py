@@ -172,13 +172,12 @@ def lock_is_free(store: Path) -> bool:
 
 
 def holder(store: Path) -> str:
-    """Return ' (held by …)' with what the lock file says, or nothing."""
-    try:
-        text = (store / 'lock').read_text(errors='replace')[:200]
-    except OSError:
-        return ''
-    words = ' '.join(text.split())
-    return f' (held by {words})' if words else ''
+    """Return ' by PROCESS' as the lock file tells it, or nothing."""
+    from snapfs.store.durable import Disk
+    from snapfs.store.lock import StoreLock
+
+    found = StoreLock(Disk(), store / 'lock', World()).holder()
+    return '' if found is None else f' by {found}'
 
 
 def hello_of(store: Path) -> dict[str, object] | None:

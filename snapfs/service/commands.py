@@ -7,12 +7,13 @@ both. Arguments come from outside: their names and types are checked against the
 
 from __future__ import annotations
 
+import errno
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from snapfs.errors import Invalid
+from snapfs.errors import Invalid, Refused
 from snapfs.service import shapes
 from snapfs.service.sockets import Peer
 from snapfs.service.wire import Arguments, Request
@@ -181,6 +182,11 @@ async def snapshot_undelete(
     call: Call, request: str, name: str | None = None, volume: str | None = None
 ) -> JSON:
     found = _find_request(call.engine, request)
+    if found['kind'] == 'volume':
+        if volume is not None:
+            raise Invalid('a volume goes back under a name of its own; say --name')
+        await call.engine.volume_undelete(found['number'], name)
+        return {**found, 'name': name or found['name'], 'volume': name or found['volume']}
     await call.engine.snapshot_undelete(found['number'], name, volume)
     return {**found, 'name': name or found['name'], 'volume': volume or found['volume']}
 
@@ -213,7 +219,7 @@ async def hold_list(call: Call, snapshot: str) -> JSON:
 def _head(engine: Engine, name: str) -> Head:
     head = engine.head(name)
     if head is None:
-        raise Invalid(f'there is no volume {name!r}', advice='See: snapfs volume list')
+        raise Refused(errno.ENOENT, f'there is no volume {name!r}')
     return head
 
 
@@ -223,11 +229,7 @@ def _volume(engine: Engine, name: str) -> JSON:
 
 def _snapshot(engine: Engine, text: str) -> tuple[str, SnapshotRow]:
     volume, name = parse_snapshot(text)
-    _head(engine, volume)
-    row = engine.snapshot_find(volume, name)
-    if row is None:
-        raise Invalid(f'there is no snapshot {text!r}', advice=f'See: snapfs snapshot list {volume}')
-    return volume, row
+    return volume, engine.snapshot_find(volume, name)
 
 
 def _request(engine: Engine, row: RequestRow) -> JSON:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from snapfs.errors import Latched
 from snapfs.service import commands, sockets, wire
 from snapfs.world import World
 
 if TYPE_CHECKING:
     import pyfuse3
 
+    from snapfs.mount.invalidate import Invalidator
     from snapfs.service.options import MountOptions
     from snapfs.volume.engine import Engine
 
@@ -55,7 +57,10 @@ class Parts(Protocol):
 
 
 class RealParts:
-    """The parts of a real daemon."""
+    """The parts of a real daemon. Made for one mount."""
+
+    def __init__(self) -> None:
+        self._invalidator: Invalidator | None = None
 
     async def open_engine(self, store: Path, wait_seconds: float) -> Engine:
         from snapfs.store.durable import Disk
@@ -65,13 +70,32 @@ class RealParts:
 
     def operations(self, engine: Engine, request: MountRequest) -> pyfuse3.Operations:
         from snapfs.mount.adapter import Adapter
+        from snapfs.mount.invalidate import Invalidator
+        from snapfs.mount.namespace import Namespace
 
-        return Adapter(engine, volume=request.volume, uid=request.options.uid, gid=request.options.gid)
+        owner, options = request.store.stat(), request.options
+        uid = owner.st_uid if options.uid is None else options.uid
+        gid = owner.st_gid if options.gid is None else options.gid
+        namespace = Namespace(
+            engine, owner=(uid, gid), volume=request.volume, started_ns=engine.world.time_ns()
+        )
+
+        def on_bug(error: AssertionError) -> None:
+            engine.core.fail(Latched(f'a bug in a request: {error}'))
+
+        adapter = Adapter(namespace, on_bug)
+        self._invalidator = Invalidator(namespace, adapter.known)
+        engine.on_change(self._invalidator.changed)
+        return adapter
 
     async def serve(self) -> None:
         from snapfs.mount import session
 
-        await session.serve()
+        assert self._invalidator is not None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._invalidator.run)
+            await session.serve()
+            nursery.cancel_scope.cancel()
 
     def terminate(self) -> None:
         from snapfs.mount import session

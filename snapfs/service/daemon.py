@@ -117,9 +117,10 @@ class Daemon:
                 runtime.remove_entry(entry, hello.pid)
             pyfuse3.close(unmount=False)
             await server.stop_listening()
+            clean = bool(engine.status()['writable'])  # else there is nothing that may still be written
             await engine.close()
-            log.info('closed %s', hello.store)
-            server.finish(clean=True)
+            log.info('closed %s, %s', hello.store, 'clean' if clean else 'not clean')
+            server.finish(clean)
             signals.cancel()
 
     def _register(self, hello: control.Hello) -> Path | None:

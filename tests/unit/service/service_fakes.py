@@ -1,7 +1,7 @@
 """An engine without files and a file system with one directory, to test the house around them.
 
-The fake engine keeps the contract of snapfs.volume.engine as far as the service uses it: names, rows, requests,
-holds, the lock of the store. What it knows lies in STORE/fake.json, so that it survives its process.
+The fake engine keeps the contract of snapfs.volume.engine as far as the service uses it: names, rows,
+requests, holds, the lock of the store. What it knows lies in STORE/fake.json: it survives its process.
 """
 
 import errno
@@ -25,6 +25,7 @@ class FakeEngine:
         self.store = store
         self.lock = lock
         self.closed = False
+        self.writable = True
         self.close_gate: trio.Event | None = None
         self.number = 1
         self.volumes: dict[str, VolumeRow] = {}
@@ -72,7 +73,12 @@ class FakeEngine:
         self.closed = True
 
     def status(self) -> dict:
-        return {'store': str(self.store), 'epoch': 7, 'latched': None, 'counters': {'device_syncs': 3}}
+        return {
+            'store': str(self.store),
+            'epoch': 7,
+            'writable': self.writable,
+            'counters': {'device_syncs': 3},
+        }
 
     def next(self) -> int:
         self.number += 1
@@ -106,7 +112,7 @@ class FakeEngine:
         return await self.snapshot_create(volume, f'before-{snapshot}', who)
 
     async def snapshot_create(self, volume: str, name: str, who: str) -> SnapshotRow:
-        if self.snapshot_find(volume, name) is not None:
+        if any(row.name == name for row in self.snapshot_list(volume)):
             raise Refused(errno.EEXIST)
         number = self.next()
         row = SnapshotRow(number, self.volumes[volume].volume, name, None, 0, 0, 2, 7, number, who, None)
@@ -117,8 +123,13 @@ class FakeEngine:
         wanted = self.volumes[volume].volume
         return [row for row in self.snapshots if row.volume == wanted]
 
-    def snapshot_find(self, volume: str, name: str) -> SnapshotRow | None:
-        return next((row for row in self.snapshot_list(volume) if row.name == name), None)
+    def snapshot_find(self, volume: str, name: str) -> SnapshotRow:
+        if volume not in self.volumes:
+            raise Refused(errno.ENOENT, f'there is no volume {volume!r}')
+        found = [row for row in self.snapshot_list(volume) if row.name == name]
+        if not found:
+            raise Refused(errno.ENOENT, f'there is no snapshot {volume}@{name}')
+        return found[0]
 
     async def snapshot_rename(self, volume: str, name: str, new_name: str) -> None:
         row = self.snapshot_find(volume, name)
@@ -137,11 +148,16 @@ class FakeEngine:
     async def snapshot_undelete(self, number: int, new_name=None, new_volume=None):
         request = next(row for row in self.requests if row.number == number)
         self.requests.remove(request)
-        if request.kind == 'snapshot':
-            name = new_name or request.name
-            self.snapshots.append(
-                SnapshotRow(request.view, request.volume, name, None, 0, 0, 2, 7, number, request.who, None)
-            )
+        name = new_name or request.name
+        self.snapshots.append(
+            SnapshotRow(request.view, request.volume, name, None, 0, 0, 2, 7, number, request.who, None)
+        )
+
+    async def volume_undelete(self, number: int, new_name=None):
+        request = next(row for row in self.requests if row.number == number)
+        self.requests.remove(request)
+        name = new_name or request.name
+        self.volumes[name] = VolumeRow(request.volume, request.view, name, None, 0, 0, 2, 1, None, None)
 
     async def hold_add(self, volume, snapshot, hold_name, who, why, until_ns=None) -> None:
         row = self.snapshot_find(volume, snapshot)

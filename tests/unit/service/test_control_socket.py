@@ -156,10 +156,9 @@ async def test_the_end_is_told_to_those_who_wait(store):
             told.append(connection.receive())
 
     waiting = trio.Event()
-    async with trio.open_nursery() as nursery:
-        async with serving(store):
-            nursery.start_soon(partial(trio.to_thread.run_sync, wait))
-            await waiting.wait()
+    async with trio.open_nursery() as nursery, serving(store):
+        nursery.start_soon(partial(trio.to_thread.run_sync, wait))
+        await waiting.wait()
         # `serving` has ended: the answer is out before the server is gone.
     assert told[0]['mountpoint'] == '/m'
     assert told[1] == {'clean': True}

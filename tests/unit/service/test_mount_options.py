@@ -36,8 +36,8 @@ def test_suid_and_dev_are_said_only_when_wanted():
 
 
 def test_what_others_need_is_silently_taken():
-    text = '_netdev,nofail,noauto,user,user=ada,x-systemd.automount,x-gvfs-show,X-mount.mkdir,user_id=0,comment=a'
-    options = parse_options([text + ',default_permissions,lazytime'])
+    text = '_netdev,nofail,noauto,user,user=ada,x-systemd.automount,x-gvfs-show,X-mount.mkdir,user_id=0'
+    options = parse_options([text + ',comment=a,default_permissions,lazytime'])
     assert options == MountOptions(nofail=True, given=frozenset({'nofail'}))
 
 

@@ -5,7 +5,7 @@ import os
 from snapfs.service import mounts
 
 TEXT = rb"""27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
-40 27 0:40 / /mnt/a\040b rw,nosuid shared:3 master:1 - fuse.snapfs to\134ken,\303\251 rw,user_id=1000,group_id=5
+40 27 0:40 / /mnt/a\040b rw,nosuid shared:3 master:1 - fuse.snapfs to\134ken,\303\251 rw,user_id=1000
 41 27 0:41 / /mnt/a\040b/c ro - fuse.sshfs x rw,user_id=0
 42 27 0:42 / /mnt/a\040b rw - fuse.snapfs later rw,user_id=x
 nonsense

@@ -33,21 +33,13 @@ def test_a_refusal_keeps_its_errno():
     assert caught.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize(
-    'line',
-    [
-        b'',
-        b'\n',
-        b'{',
-        b'[]',
-        b'7',
-        b'null',
-        b'{"command": 1}',
-        b'{"command": "a", "arguments": []}',
-        b'\xff\xfe',
-    ]
-    + [b'{"command": "a", "device": 5}', b'[' * 60_000, b'{"a":' * 5000],
+HOSTILE = (
+    *(b'', b'\n', b'{', b'[]', b'7', b'null', b'\xff\xfe', b'[' * 60_000, b'{"a":' * 5000),
+    *(b'{"command": 1}', b'{"command": "a", "arguments": []}', b'{"command": "a", "device": 5}'),
 )
+
+
+@pytest.mark.parametrize('line', HOSTILE)
 def test_hostile_requests(line):
     with pytest.raises(errors.Invalid):
         wire.decode_request(line)
