@@ -1,0 +1,363 @@
+"""L2 chunks: put with deduplication, get with verification. Blocking; any thread.
+
+A chunk put is *fresh* until its pack has been synced, then *durable* until a commit has put its row into the
+catalog. Only durable chunks are handed out for the journal (`take_new`) and the commit (`commit_rows`):
+neither ever names bytes that a power cut could take (P4). Each kind has one writer at a time; puts of data
+and of nodes, syncs and reads may overlap. Deduplication looks at chunks put since the last commit and at the
+table `chunk`, and at nothing else: a writer must not see what is condemned (P3), so neither caches nor
+quarantine are asked.
+
+Reading verifies the id of everything that comes from disk. The methods named `_nowait` never wait for the
+disk below a pack; they answer None when the page cache does not have it all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapfs import limits
+from snapfs.errors import Corrupt
+from snapfs.format.codec import Compressor
+from snapfs.format.ids import chunk_id
+from snapfs.format.journal import NewChunk
+from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload, encode_record
+from snapfs.store.cache import ByteCache, CountCache
+from snapfs.store.catalog import LOCATE_FREED, LOCATE_QUARANTINE, Catalog
+from snapfs.store.durable import Buffer, Disk
+from snapfs.store.packs import PackFile, PackNumbers, PackWriter, pack_path
+from snapfs.store.rows import ChunkRow, Location, PackRow
+
+log = logging.getLogger('snapfs.store')
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRows:
+    """What a commit writes about chunks: index rows and packs, all of it durable."""
+
+    chunks: tuple[ChunkRow, ...]
+    packs: tuple[PackRow, ...]
+
+
+class _Gone(Exception):
+    """The pack of a location is not there (any more)."""
+
+
+class ChunkStore:
+    """The chunks of one store. `on_condemned(id, table)` is called for every read served from quarantine or
+    freed."""
+
+    def __init__(
+        self, disk: Disk, catalog: Catalog, root: Path, store_uuid: bytes, numbers: PackNumbers
+    ) -> None:
+        self._disk = disk
+        self._catalog = catalog
+        self._root = root
+        self._uuid = store_uuid
+        self._numbers = numbers
+        self.writers = {
+            kind: PackWriter(disk, root, kind, store_uuid, numbers)
+            for kind in (RecordKind.DATA, RecordKind.NODE)
+        }
+        self.on_condemned: Callable[[bytes, str], None] = _log_condemned
+        self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._fresh: dict[bytes, ChunkRow] = {}
+        self._durable: dict[bytes, ChunkRow] = {}
+        self._new: list[ChunkRow] = []
+        self._pack_rows: dict[int, PackRow] = {}
+        self._compressors: list[Compressor] = []
+        self._plains = ByteCache(limits.CHUNK_CACHE_BYTES)
+        self._locations: CountCache[bytes, Location] = CountCache(limits.LOCATION_CACHE_ENTRIES)
+        self._files: CountCache[int, PackFile] = CountCache(limits.PACK_FILES_OPEN_MAX)
+        self.put_bytes = 0  # plain bytes given to put_batch
+        self.new_bytes = 0  # of these, plain bytes that were not there already
+        self.stored_bytes = 0  # bytes appended to packs
+        self.read_bytes = 0  # bytes read from packs
+
+    @property
+    def uncommitted(self) -> int:
+        """How many chunks have been put (or adopted) that no commit has taken over yet."""
+        return len(self._fresh) + len(self._durable)
+
+    # --- put ---------------------------------------------------------------------------------------------
+    def put_batch(self, kind: RecordKind, plains: Sequence[Buffer]) -> list[bytes]:
+        """Store chunks; return their ids, in order. Content that is there already is shared.
+
+        Refused(ENOSPC): nothing is broken, what got in stays, and the same call may be made again.
+        """
+        ids = [chunk_id(kind, plain) for plain in plains]
+        fresh, durable = self._fresh, self._durable
+        wanted = dict(zip(ids, plains, strict=True))
+        # Order matters against a commit that ends meanwhile: it inserts into the catalog, then forgets here.
+        unknown = [id for id in wanted if id not in fresh and id not in durable]
+        if unknown:
+            known = self._catalog.locate(unknown)
+            chunks = [(id, wanted[id]) for id in unknown if id not in known]
+            if chunks:
+                self._write(kind, chunks)
+        self.put_bytes += sum(map(len, plains))
+        return ids
+
+    def _write(self, kind: RecordKind, chunks: list[tuple[bytes, Buffer]]) -> None:
+        try:
+            compressor = self._compressors.pop()
+        except IndexError:
+            compressor = Compressor()
+        records = [encode_record(kind, id, plain, compressor) for id, plain in chunks]
+        self._compressors.append(compressor)
+        for number, entries in self.writers[kind].append(records):
+            rows = {
+                e.id: ChunkRow(e.id, number, e.offset, e.stored_length, e.plain_length, e.codec, kind)
+                for e in entries
+            }
+            with self._lock:
+                self._fresh.update(rows)
+            self.new_bytes += sum(entry.plain_length for entry in entries)
+            self.stored_bytes += sum(HEADER_BYTES + entry.stored_length for entry in entries)
+
+    # --- from fresh to committed -------------------------------------------------------------------------
+    def sync(self) -> None:
+        """Make every chunk put before this call durable. Latched when that fails."""
+        with self._sync_lock:
+            # First the rows, then the packs: a chunk put in between is synced now and accounted for next
+            # time.
+            with self._lock:
+                rows = list(self._fresh.values())
+            for writer in self.writers.values():
+                for pack in writer.sync():
+                    self._pack_rows[pack.pack] = pack
+            with self._lock:
+                for row in rows:
+                    self._durable[row.id] = row
+                    del self._fresh[row.id]
+                self._new += rows
+
+    def take_new(self) -> list[NewChunk]:
+        """Return the durable chunks that the journal has not been told of, and forget that they were new."""
+        with self._lock:
+            rows, self._new = self._new, []
+        packs = self._numbers.packs
+        return [
+            NewChunk(row.id, row.kind, packs[row.pack][0], row.offset, row.stored, row.plain, row.codec)
+            for row in rows
+        ]
+
+    def commit_rows(self) -> CommitRows:
+        """Return what the next commit must write: every durable chunk it does not have, and the packs that
+        changed."""
+        with self._sync_lock, self._lock:
+            return CommitRows(tuple(self._durable.values()), tuple(self._pack_rows.values()))
+
+    def committed(self, rows: CommitRows) -> None:
+        """A commit has written these rows: they are the catalog's now."""
+        with self._sync_lock, self._lock:
+            for row in rows.chunks:
+                if self._durable.get(row.id) is row:
+                    del self._durable[row.id]
+            if self._new:
+                # The journal must not name them again: they may be freed before its file is.
+                done = {row.id for row in rows.chunks}
+                self._new = [row for row in self._new if row.id not in done]
+            for pack in rows.packs:
+                if self._pack_rows.get(pack.pack) is pack:
+                    del self._pack_rows[pack.pack]
+        for row in rows.chunks[-limits.LOCATION_CACHE_ENTRIES :]:
+            self._locations.put(row.id, Location(row.pack, row.offset, row.stored, row.plain))
+
+    def adopt(self, chunks: Iterable[NewChunk]) -> None:
+        """Take over chunks that a journal record names: durable, not yet in the catalog. Corrupt for an
+        unknown pack."""
+        rows = []
+        for chunk in chunks:
+            number = self._numbers.numbers.get(chunk.pack_name)
+            if number is None:
+                raise Corrupt(
+                    f'journal: chunk {chunk.id.hex()} is in pack {chunk.pack_name.hex()}, which is missing'
+                )
+            sizes = (chunk.offset, chunk.stored_length, chunk.plain_length)
+            rows.append(ChunkRow(chunk.id, number, *sizes, chunk.codec, chunk.kind))
+        with self._lock:
+            self._durable.update((row.id, row) for row in rows)
+
+    # --- get ---------------------------------------------------------------------------------------------
+    def get(self, id: bytes) -> bytes:
+        """Return a chunk. Corrupt, naming pack and offset, when it is not what was stored; Corrupt when
+        nobody has it."""
+        return self.get_many((id,))[0]
+
+    def get_nowait(self, id: bytes) -> bytes | None:
+        """Return a chunk if no wait for a pack is needed, else None. Errors as `get`."""
+        found = self.get_many_nowait((id,))
+        return None if found is None else found[0]
+
+    def get_many(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Return chunks, in order. Neighbours in a pack are read in one call. Errors as `get`."""
+        found = self._get(ids, wait=True)
+        assert found is not None
+        return found
+
+    def get_many_nowait(self, ids: Sequence[bytes]) -> list[bytes] | None:
+        """Return chunks, in order, if no wait for a pack is needed for any of them, else None. Errors as
+        `get`."""
+        return self._get(ids, wait=False)
+
+    def prefetch_locations(self, ids: Sequence[bytes]) -> None:
+        """Look up in one go where these chunks are, so that single gets need not."""
+        self._locate([id for id in ids if self._recall(id) is None])
+
+    def _get(self, ids: Sequence[bytes], wait: bool) -> list[bytes] | None:
+        found: dict[bytes, bytes] = {}
+        places: list[tuple[Location, bytes]] = []
+        unknown: list[bytes] = []
+        for id in ids:
+            plain = self._plains.get(id)
+            if plain is not None:
+                found[id] = plain
+            elif (location := self._recall(id)) is not None:
+                places.append((location, id))
+            else:
+                unknown.append(id)
+        if unknown:
+            places += [(location, id) for id, location in self._locate(unknown).items()]
+        if places and not self._read_all(places, found, wait):
+            return None
+        return [found[id] for id in ids]
+
+    def _recall(self, id: bytes) -> Location | None:
+        """Return a location known in memory."""
+        row = self._fresh.get(id) or self._durable.get(id)
+        if row is not None:
+            return Location(row.pack, row.offset, row.stored, row.plain)
+        return self._locations.get(id)
+
+    def _locate(self, ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Return locations from the catalog and remember them. Corrupt for an id that no table has."""
+        found = self._catalog.locate(ids)
+        for id, location in found.items():
+            self._locations.put(id, location)
+        for statement, table in ((LOCATE_QUARANTINE, 'quarantine'), (LOCATE_FREED, 'freed')):
+            missing = [id for id in ids if id not in found]
+            if missing:
+                condemned = self._catalog.locate(missing, statement)
+                # Not remembered: the next read must be an alarm as well.
+                found.update(condemned)
+                for id in condemned:
+                    self.on_condemned(id, table)
+        for id in ids:
+            if id not in found:
+                raise Corrupt(f'chunk {id.hex()} is neither in the index nor in quarantine')
+        return found
+
+    # --- reading packs -----------------------------------------------------------------------------------
+    def _read_all(self, places: list[tuple[Location, bytes]], found: dict[bytes, bytes], wait: bool) -> bool:
+        """Read chunks into `found`; False when that needs waiting and may not."""
+        if len(places) > 1:
+            places.sort()
+        start = 0
+        while start < len(places):
+            run_end, end = self._run(places, start)
+            try:
+                done = self._read_run(places[start:run_end], end, found, wait)
+            except _Gone as gone:
+                if not wait:
+                    return False
+                self._read_again(places[start:run_end], found, gone)
+                done = True
+            if not done:
+                return False
+            start = run_end
+        return True
+
+    def _run(self, places: list[tuple[Location, bytes]], start: int) -> tuple[int, int]:
+        """Return where the run of neighbours that begins at `start` ends: index in `places`, offset in the
+        pack."""
+        pack, offset, stored, _ = places[start][0]
+        first = offset
+        end = offset + HEADER_BYTES + stored
+        n = start + 1
+        while n < len(places):
+            location = places[n][0]
+            after = location.offset + HEADER_BYTES + location.stored_length
+            gap = location.offset - end
+            if (
+                location.pack != pack
+                or gap > limits.READ_GAP_BYTES_MAX
+                or after - first > limits.READ_BYTES_MAX
+            ):
+                break
+            end = max(end, after)
+            n += 1
+        return n, end
+
+    def _read_run(
+        self, run: list[tuple[Location, bytes]], end: int, found: dict[bytes, bytes], wait: bool
+    ) -> bool:
+        number, start = run[0][0][:2]
+        file = self._file(number)
+        data = self._disk.preadv_nowait(file.fd, end - start, start)
+        if data is None:
+            if not wait:
+                return False
+            data = self._disk.pread(file.fd, end - start, start)
+        self.read_bytes += len(data)
+        view = memoryview(data)
+        for location, id in run:
+            at = location.offset - start
+            try:
+                header = decode_header(view[at : at + HEADER_BYTES])
+                if header.id != id or header.stored_length != location.stored_length:
+                    raise Corrupt(f'another record stands there: {header.id.hex()}')
+                plain = decode_payload(
+                    header, view[at + HEADER_BYTES : at + HEADER_BYTES + header.stored_length]
+                )
+            except Corrupt as error:
+                text = f'chunk {id.hex()} in pack {file.name.hex()} at offset {location.offset}: {error}'
+                log.error('%s', text)
+                raise Corrupt(text) from error
+            found[id] = plain
+            if header.kind == RecordKind.DATA:
+                self._plains.put(id, plain)
+        return True
+
+    def _read_again(self, run: list[tuple[Location, bytes]], found: dict[bytes, bytes], gone: _Gone) -> None:
+        """A pack was gone: its chunks may have moved (repacking). Look the locations up again, once."""
+        ids = [id for _, id in run]
+        for id in ids:
+            self._locations.drop(id)
+        for id, location in self._locate(ids).items():
+            try:
+                self._read_run(
+                    [(location, id)], location.offset + HEADER_BYTES + location.stored_length, found, True
+                )
+            except _Gone:
+                raise Corrupt(f'chunk {id.hex()} is lost: {gone}') from gone
+
+    def _file(self, number: int) -> PackFile:
+        file = self._files.get(number)
+        if file is not None:
+            return file
+        name, kind = self._numbers.packs.get(number, (b'', 0))
+        if not name:
+            raise _Gone(f'there is no pack {number}')
+        path = pack_path(self._root, kind, name)
+        try:
+            file = PackFile(self._disk, path, name)
+        except FileNotFoundError:
+            raise _Gone(f'pack {name.hex()} is missing') from None
+        file.check_header(self._uuid, kind)
+        self._files.put(number, file)
+        return file
+
+    def close(self) -> None:
+        """Close every file. Syncs nothing."""
+        for writer in self.writers.values():
+            writer.close()
+        self._files.clear()
+
+
+def _log_condemned(id: bytes, table: str) -> None:
+    log.critical('P7: chunk %s was read from %s', id.hex(), table)

@@ -1,0 +1,164 @@
+"""L2 recovery: what an unclean stop left in packs is made whole before anybody writes. Blocking; one thread,
+at open.
+
+A pack that was open keeps its valid records and gets its footer. *Floor* is up to where catalog and journal
+name bytes of the pack: below it nothing is ever cut off, whatever it looks like (the bytes were durable, so
+an oddity there is damage, for fsck to judge); above it nobody was promised anything, and the first record
+that is not whole ends it. Packs that nobody names are kept as well: their records are leaks, which only a
+person's request frees.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapfs import limits
+from snapfs.errors import Corrupt
+from snapfs.format.packs import (
+    ENTRY_BYTES,
+    PACK_HEADER_BYTES,
+    TRAILER_BYTES,
+    PackEntry,
+    PackHeader,
+    decode_footer,
+    decode_pack_header,
+    encode_footer,
+    footer_offset,
+)
+from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
+from snapfs.store.durable import Disk
+from snapfs.store.packs import BYTES_MAX, FOLDERS, Window, pack_path
+from snapfs.store.rows import PackRow
+
+log = logging.getLogger('snapfs.store')
+
+PACK_FILE_BYTES_MAX = (
+    limits.PACK_DATA_BYTES_MAX
+    + limits.STORED_BYTES_MAX
+    + limits.PACK_RECORDS_MAX * ENTRY_BYTES
+    + TRAILER_BYTES
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of one pack. `bytes` is the size of its file now; `oddity` is None, or why it was left
+    alone."""
+
+    bytes: int
+    records: int
+    cut_bytes: int
+    oddity: str | None = None
+
+
+def packs_on_disk(disk: Disk, root: Path) -> list[tuple[int, bytes]]:
+    """Return (kind, name) of every file under STORE/packs that is called like a pack; others are logged."""
+    found = []
+    for kind, folder in FOLDERS.items():
+        for prefix in disk.listdir(root / folder):
+            for text in disk.listdir(root / folder / prefix):
+                try:
+                    name = bytes.fromhex(text)
+                except ValueError:
+                    name = b''
+                if (
+                    len(name) == limits.PACK_NAME_BYTES
+                    and pack_path(root, kind, name).name == text == prefix + text[2:]
+                ):
+                    found.append((int(kind), name))
+                else:
+                    log.warning(
+                        'packs/%s/%s/%r is not called like a pack; it is left alone', folder, prefix, text
+                    )
+    return found
+
+
+def recover_pack(disk: Disk, root: Path, store_uuid: bytes, row: PackRow, floor: int) -> Recovered:
+    """Seal a pack after an unclean stop: keep what is valid, cut off the torn rest above `floor`, write the
+    footer, sync. Safe to repeat after a crash in the middle of it."""
+    path = pack_path(root, row.kind, row.name)
+    try:
+        fd = disk.open_write(path, create=False)
+    except (FileNotFoundError, Corrupt) as error:
+        return Recovered(row.bytes, row.records, 0, str(error))
+    try:
+        size = disk.size(fd)
+        if not floor and _never_synced(disk, fd, size):
+            disk.unlink(path)
+            disk.sync_directory(path.parent)
+            return Recovered(0, 0, size)
+        oddity = _header_oddity(disk, fd, size, PackHeader(store_uuid, row.name, RecordKind(row.kind)))
+        if oddity is None:
+            return _seal(disk, fd, size, row, floor)
+        return Recovered(size, row.records, 0, oddity)
+    finally:
+        disk.close(fd)
+
+
+def _never_synced(disk: Disk, fd: int, size: int) -> bool:
+    """True for a pack that nobody names and whose header never got to the disk: no sync of it ever succeeded,
+    and there is no record, or none that could be believed."""
+    return size <= PACK_HEADER_BYTES or not any(disk.pread(fd, PACK_HEADER_BYTES, 0))
+
+
+def _header_oddity(disk: Disk, fd: int, size: int, expected: PackHeader) -> str | None:
+    if size > PACK_FILE_BYTES_MAX:
+        return f'{size} bytes, more than any pack has'
+    try:
+        found = decode_pack_header(disk.pread(fd, PACK_HEADER_BYTES, 0))
+    except Corrupt as error:
+        return str(error)
+    return None if found == expected else f'the header is that of pack {found.name.hex()}'
+
+
+def _seal(disk: Disk, fd: int, size: int, row: PackRow, floor: int) -> Recovered:
+    index_offset = _find_footer(disk, fd, size, row.name)
+    end = size if index_offset is None else index_offset
+    entries, valid_end = _valid_records(disk, fd, end, row.kind, floor)
+    if valid_end < floor or len(entries) > limits.PACK_RECORDS_MAX:
+        return Recovered(
+            size, len(entries), 0, f'no valid record at {valid_end}, but {floor} bytes are in use'
+        )
+    if index_offset == valid_end:
+        disk.sync_data(fd)  # whole, but perhaps only in memory: a killed process, not a power cut
+        return Recovered(size, len(entries), 0)
+    disk.truncate(fd, valid_end)
+    footer = encode_footer(entries, valid_end, row.name)
+    disk.pwrite(fd, [footer], valid_end)
+    disk.sync_data(fd)
+    return Recovered(valid_end + len(footer), len(entries), end - valid_end)
+
+
+def _find_footer(disk: Disk, fd: int, size: int, name: bytes) -> int | None:
+    """Return where a valid footer begins, None when there is none."""
+    if size < PACK_HEADER_BYTES + TRAILER_BYTES:
+        return None
+    try:
+        offset = footer_offset(disk.pread(fd, TRAILER_BYTES, size - TRAILER_BYTES), size)
+        decode_footer(disk.pread(fd, size - offset, offset), size, name)
+    except Corrupt:
+        return None
+    return offset
+
+
+def _valid_records(disk: Disk, fd: int, end: int, kind: int, floor: int) -> tuple[list[PackEntry], int]:
+    """Return the records up to the first that is not whole, and where they end. Payloads are verified above
+    the floor."""
+    window = Window(disk, fd, end)
+    entries: list[PackEntry] = []
+    offset = PACK_HEADER_BYTES
+    while offset < min(end, BYTES_MAX[RecordKind(kind)]):
+        try:
+            header = decode_header(window.take(offset, HEADER_BYTES))
+            after = offset + HEADER_BYTES + header.stored_length
+            if header.kind != kind or after > end:
+                break
+            if after > floor:
+                decode_payload(header, window.take(offset + HEADER_BYTES, header.stored_length))
+        except Corrupt:
+            break
+        entries.append(PackEntry(header.id, offset, header.stored_length, header.plain_length, header.codec))
+        offset = after
+    return entries, offset

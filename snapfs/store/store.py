@@ -1,0 +1,285 @@
+"""L2 store: the directory that holds everything, opened. Blocking. Opened and closed by one thread; parts say
+their own.
+
+Order of opening: superblock, lock, catalog, audit log, journal, packs. After an unclean stop packs are
+recovered before anybody writes; the engine then replays the journal, commits, and calls `journal.restart`. A
+store with an incident of scope 'store' in force opens read-only: every write raises Latched until a person
+has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+from snapfs import limits
+from snapfs.errors import Invalid, Refused, SnapfsError
+from snapfs.format.records import HEADER_BYTES, RecordKind
+from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
+from snapfs.store.audit import AuditLog
+from snapfs.store.catalog import Catalog, Commit
+from snapfs.store.chunks import ChunkStore
+from snapfs.store.durable import Disk
+from snapfs.store.journal import Journal
+from snapfs.store.lock import StoreLock
+from snapfs.store.packs import FOLDERS, PackNumbers
+from snapfs.store.recovery import Recovered, packs_on_disk, recover_pack
+from snapfs.store.registry import Registry
+from snapfs.store.rows import PackRow
+from snapfs.world import World
+
+log = logging.getLogger('snapfs.store')
+
+
+class Store:
+    """An open store. Parts: `superblock`, `catalog`, `registry`, `chunks`, `journal`, `audit`, `lock`,
+    `disk`, `world`.
+
+    `was_clean` says how the last owner left it; `recovered` what became of its open packs if not.
+    """
+
+    superblock: Superblock
+    catalog: Catalog
+    registry: Registry
+    chunks: ChunkStore
+    journal: Journal
+    audit: AuditLog
+
+    def __init__(self, path: Path, disk: Disk, world: World) -> None:
+        self.path = path
+        self.disk = disk
+        self.world = world
+        self.lock = StoreLock(disk, path / 'lock', world)
+        self.was_clean = True
+        self.recovered: dict[bytes, Recovered] = {}
+        self._parts: list[Catalog | AuditLog | Journal | ChunkStore] = []
+        self._collector_stopped = False
+
+    # --- create, open, close -----------------------------------------------------------------------------
+    @classmethod
+    def create(cls, path: Path, disk: Disk, world: World) -> Store:
+        """Make a store in a new or empty directory (0700) and open it. Invalid when it cannot be there;
+        Refused(ENOSPC) when the disk has too little room. The superblock comes last: without it, it is no
+        store."""
+        if not path.parent.is_dir():
+            raise Invalid(f'{path.parent} is not a directory')
+        path = path.parent.resolve() / path.name
+        if disk.exists(path / 'superblock'):
+            raise Invalid(f'{path} is a store already')
+        if disk.exists(path) and (not path.is_dir() or disk.listdir(path)):
+            raise Invalid(f'{path} is not an empty directory')
+        if not os.access(path if path.is_dir() else path.parent, os.W_OK | os.X_OK):
+            raise Invalid(f'no permission to write in {path}')
+        figures = disk.statvfs(path.parent)
+        needed = 2 * limits.JOURNAL_BYTES + limits.RESERVE_BYTES + limits.FREE_BYTES_MIN
+        if figures.f_bavail * figures.f_frsize < needed:
+            raise Refused(errno.ENOSPC, f'a store needs {needed // limits.MIB} MiB of free space')
+        if not disk.mkdir(path):
+            disk.restrict(path)
+        cls(path, disk, world)._build()
+        disk.sync_directory(path.parent)
+        return cls.open(path, disk, world)
+
+    def _build(self) -> None:
+        disk, path = self.disk, self.path
+        self.lock.acquire()
+        try:
+            block = Superblock(self.world.random_bytes(16), self.world.time_ns(), self.world.random_bytes(16))
+            for name in ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values())):
+                disk.mkdir(path / name)
+            disk.sync_directory(path / 'packs')
+            Catalog.create(disk, path / 'catalog.sqlite').close()
+            AuditLog.create(disk, path / 'audit.log', self.world).close()
+            Journal.create(disk, path / 'journal', block.uuid)
+            disk.preallocate(path / 'reserve', limits.RESERVE_BYTES)
+            disk.sync_directory(path)
+            disk.write_file(path / 'superblock', encode_superblock(block))
+        finally:
+            self.lock.release()
+
+    @classmethod
+    def open(
+        cls, path: Path, disk: Disk, world: World, wait_seconds: float = 0.0, mountpoint: str = ''
+    ) -> Store:
+        """Open a store and own it. Invalid when there is none; Unavailable, naming the holder, when another
+        process has it and keeps it for `wait_seconds`; Corrupt. `mountpoint` is what others are told about
+        us."""
+        path = path.resolve()
+        store = cls(path, disk, world)
+        try:
+            store.superblock = decode_superblock(disk.read_file(path / 'superblock', SUPERBLOCK_BYTES))
+        except (FileNotFoundError, NotADirectoryError):
+            raise Invalid(f'{path} is not a snapfs store') from None
+        store.lock.acquire(wait_seconds, mountpoint)
+        try:
+            store._open_parts()
+        except BaseException:
+            store._release()
+            raise
+        return store
+
+    def _open_parts(self) -> None:
+        disk, path, uuid = self.disk, self.path, self.superblock.uuid
+        self.catalog = Catalog.open(disk, path / 'catalog.sqlite')
+        self._parts.append(self.catalog)
+        self.registry = Registry(self.catalog)
+        self.was_clean = self.catalog.setting('clean') == 1
+        in_force = self.catalog.incidents('store')
+        if in_force:
+            disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
+        else:
+            self.catalog.set_setting('clean', 0)
+        self.audit = AuditLog.open(disk, path / 'audit.log', self.world)
+        self._parts.append(self.audit)
+        committed = self.catalog.setting('journal_sequence')
+        self.journal = Journal.open(disk, path / 'journal', uuid, committed, self.was_clean)
+        self._parts.append(self.journal)
+        rows = self.catalog.packs()
+        numbers = PackNumbers(rows, self.catalog.setting('next_pack'), self.world.random_bytes)
+        self.chunks = ChunkStore(disk, self.catalog, path / 'packs', uuid, numbers)
+        self._parts.append(self.chunks)
+        self.chunks.on_condemned = self._condemned_read
+        self._take_packs(rows, numbers, committed)
+        self._check_reserve()
+
+    def _take_packs(self, rows: list[PackRow], numbers: PackNumbers, committed: int) -> None:
+        """Continue the open packs of a clean stop; recover those of an unclean one, and packs the catalog
+        never saw."""
+        root = self.path / 'packs'
+        unknown: list[PackRow] = []
+        if not self.was_clean:
+            for kind, name in packs_on_disk(self.disk, root):
+                if name not in numbers.numbers:
+                    number, _ = numbers.add(name, kind)
+                    unknown.append(PackRow(number, name, kind, 'open', 0, 0))
+        if self.disk.latched is not None:
+            return
+        opened = [row for row in rows if row.state == 'open']
+        if self.was_clean:
+            opened = [row for row in opened if not self.chunks.writers[RecordKind(row.kind)].resume(row)]
+        if opened or unknown:
+            self._recover_packs(opened + unknown, committed)
+
+    def _recover_packs(self, packs: list[PackRow], committed: int) -> None:
+        floors = {row.name: row.bytes for row in packs}
+        for record in self.journal.replay(committed):
+            for frame in record:
+                for chunk in frame.chunks:
+                    end = chunk.offset + HEADER_BYTES + chunk.stored_length
+                    floors[chunk.pack_name] = max(end, floors.get(chunk.pack_name, 0))
+        sealed = []
+        for row in packs:
+            done = recover_pack(self.disk, self.path / 'packs', self.superblock.uuid, row, floors[row.name])
+            self.recovered[row.name] = done
+            if done.oddity is not None:
+                log.error('pack %s is left as it is: %s', row.name.hex(), done.oddity)
+            elif done.bytes:
+                log.info(
+                    'pack %s: %d records, %d bytes cut off', row.name.hex(), done.records, done.cut_bytes
+                )
+            if done.bytes and (done.oddity is None or row.bytes or floors[row.name]):
+                sealed.append(PackRow(row.pack, row.name, row.kind, 'sealed', done.bytes, done.records))
+        self.catalog.put_packs(sealed)
+
+    def close(self, clean: bool) -> None:
+        """Let go of the store. `clean`: the caller has committed everything; chunks that no commit took are
+        added to the index, and the next open need not recover. Otherwise nothing is written at all."""
+        try:
+            if clean and self.disk.latched is None:
+                self._finish()
+        finally:
+            self._release()
+
+    def _finish(self) -> None:
+        self.chunks.sync()
+        rows = self.chunks.commit_rows()
+        committed = self.catalog.setting('journal_sequence')
+        if rows.chunks or rows.packs:
+            now_ns = self.world.time_ns()
+            self.catalog.commit(Commit((), rows.chunks, rows.packs, (), committed, now_ns))
+            self.chunks.committed(rows)
+        if committed == self.journal.last_sequence:
+            self.catalog.set_setting('clean', 1)
+        else:
+            log.warning('the journal has records that no commit has taken: the next open will replay them')
+
+    def _release(self) -> None:
+        try:
+            for part in reversed(self._parts):
+                part.close()
+        finally:
+            self._parts.clear()
+            self.lock.release()
+
+    # --- the latch ---------------------------------------------------------------------------------------
+    @property
+    def latched(self) -> str | None:
+        """Why nothing is written any more, or None."""
+        return self.disk.latched
+
+    def latch(self, reason: str) -> None:
+        """Stop all writing, now and after a restart, until a person acknowledges the incident. Never raises:
+        the disk may be what has failed, then the latch holds for this process and the log has the reason."""
+        log.critical('the store stops writing: %s', reason)
+        self.disk.latch(reason)
+        self._record_incident('store', reason)
+
+    def _condemned_read(self, id: bytes, table: str) -> None:
+        """P7: a chunk was needed that a batch had condemned. The verdict was wrong; deletion stops, reading
+        goes on."""
+        reason = f'P7: chunk {id.hex()} was read from {table}'
+        log.critical('the collector stops: %s', reason)
+        if not self._collector_stopped:
+            self._collector_stopped = True
+            self._record_incident('collector', reason)
+
+    def _record_incident(self, scope: str, reason: str) -> None:
+        try:
+            if not self.catalog.incidents(scope):
+                self.catalog.incident_add(scope, reason, self.world.time_ns())
+        except SnapfsError as error:
+            log.critical('the incident could not be recorded: %s', error)
+
+    # --- room --------------------------------------------------------------------------------------------
+    def free_bytes(self) -> int:
+        """Return how many bytes the disk below has left for us, the reserve not counted."""
+        figures = self.disk.statvfs(self.path)
+        return figures.f_bavail * figures.f_frsize
+
+    @property
+    def has_reserve(self) -> bool:
+        """Whether the reserve file is there."""
+        return self.disk.exists(self.path / 'reserve')
+
+    def give_up_reserve(self) -> bool:
+        """Free the reserve, so that a deletion or a last commit has room. False when it is gone already."""
+        if not self.has_reserve:
+            return False
+        self.disk.unlink(self.path / 'reserve')
+        self.disk.sync_directory(self.path)
+        log.warning('the disk below is full: the reserve of %d bytes is given up', limits.RESERVE_BYTES)
+        return True
+
+    def restore_reserve(self) -> bool:
+        """Make the reserve anew if there is room for it and more; return whether there is one now."""
+        if self.has_reserve:
+            return True
+        if self.free_bytes() < limits.RESERVE_BYTES + limits.FREE_BYTES_MIN:
+            return False
+        try:
+            self.disk.preallocate(self.path / 'reserve', limits.RESERVE_BYTES)
+        except Refused:
+            return False
+        self.disk.sync_directory(self.path)
+        return True
+
+    def _check_reserve(self) -> None:
+        """Remove a reserve that a crash has left unfinished, and try to make a whole one."""
+        if self.disk.latched is not None:
+            return
+        if self.has_reserve and self.disk.size(self.path / 'reserve') != limits.RESERVE_BYTES:
+            self.disk.unlink(self.path / 'reserve')
+        if not self.restore_reserve():
+            log.warning('the disk below is nearly full: there is no reserve')
