@@ -11,7 +11,9 @@ from snapfs.cli import output
 from snapfs.world import World
 
 
-@click.group('hold', epilog='Example: snapfs hold add home@monday audit --why "tax office"')
+@click.group(
+    'hold', no_args_is_help=False, epilog='Example: snapfs hold add home@monday audit --why "tax office"'
+)
 def hold_command() -> None:
     """Holds: named reasons not to delete a snapshot. A held snapshot cannot be deleted."""
 

@@ -50,6 +50,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
+    no_args_is_help=False,
     context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 100},
     epilog='Example: snapfs init /srv/store && snapfs mount /srv/store /mnt',
 )

@@ -9,7 +9,7 @@ import click
 from snapfs.cli import output
 
 
-@click.group('snapshot', epilog='Example: snapfs snapshot create home@monday')
+@click.group('snapshot', no_args_is_help=False, epilog='Example: snapfs snapshot create home@monday')
 def snapshot_command() -> None:
     """Snapshots: what a volume was at one moment. Written VOLUME@NAME."""
 

@@ -9,7 +9,7 @@ import click
 from snapfs.cli import output
 
 
-@click.group('volume', epilog='Example: snapfs volume create home')
+@click.group('volume', no_args_is_help=False, epilog='Example: snapfs volume create home')
 def volume_command() -> None:
     """Volumes: writable file trees with a name."""
 
