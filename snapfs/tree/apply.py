@@ -299,11 +299,11 @@ class _Apply:
             done = last
         open.keys += keys[done:]
         open.values += values[done:]
-        if blocks > 1:
+        if blocks > 1 or removed > leaf.plain_bytes // limits.TREE_RECOUNT_SHARE:
+            # item_size is never too low, so what is left after subtracting much of it could well be.
             open.recount()
         else:
-            # An estimate, but never 0 with items nor anything else without.
-            open.size = max(open.size + leaf.plain_bytes - removed, 1) if open.keys else 0
+            open.size += leaf.plain_bytes - removed
         self.builder.work += len(keys)
         self.builder.settle(0)
         yield from self._breathe()
