@@ -90,6 +90,7 @@ class Catalog:
         self._readers: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
         self.epoch = 0
+        self.journal_sequence = 0
 
     # --- open and close ----------------------------------------------------------------------------------
     @classmethod
@@ -118,6 +119,7 @@ class Catalog:
         try:
             catalog._check_schema(catalog._writer)
             catalog.epoch = catalog.setting('epoch')
+            catalog.journal_sequence = catalog.setting('journal_sequence')
         except BaseException:
             catalog.close()
             raise
@@ -256,16 +258,19 @@ class Catalog:
                 ).rowcount
                 assert changed == 1, f'volume {head.volume} is gone'
             insert_chunks(db, commit.chunks, epoch)
+            _check_roots(db, commit.heads)
             write_packs(db, commit.packs)
             for part in commit.dropped:
                 write_dropped(db, part, epoch, commit.time_ns)
-            old = db.execute("SELECT value FROM settings WHERE key = 'journal_sequence'").fetchone()[0]
-            assert commit.journal_sequence >= old, 'P5: the journal position never goes back'
+            assert commit.journal_sequence >= self.journal_sequence, (
+                'P5: the journal position never goes back'
+            )
             db.executemany(
                 'UPDATE settings SET value = ? WHERE key = ?',
                 [(epoch, 'epoch'), (commit.journal_sequence, 'journal_sequence')],
             )
         self.epoch = epoch
+        self.journal_sequence = commit.journal_sequence
         return epoch
 
     # --- incidents ---------------------------------------------------------------------------------------
@@ -309,6 +314,15 @@ def checked_location(location: Location) -> Location:
     ):
         raise Corrupt(f'catalog: impossible location {tuple(location)}')
     return location
+
+
+def _check_roots(db: sqlite3.Connection, heads: Sequence[HeadUpdate]) -> None:
+    """P1: a new root that the index does not have would be lost at the next open, with everything below
+    it."""
+    for head in heads:
+        if head.root is not None:
+            row = db.execute('SELECT 1 FROM chunk WHERE id = ?', (head.root,)).fetchone()
+            assert row is not None, f'P1: the root of volume {head.volume} is not among the chunks committed'
 
 
 def take_number(db: sqlite3.Connection, counter: str) -> int:

@@ -83,6 +83,11 @@ class ChunkStore:
         """How many chunks have been put (or adopted) that no commit has taken over yet."""
         return len(self._fresh) + len(self._durable)
 
+    @property
+    def unsynced(self) -> bool:
+        """Whether a chunk has been put that is not durable yet, so that `sync` has work to do."""
+        return bool(self._fresh)
+
     # --- put ---------------------------------------------------------------------------------------------
     def put_batch(self, kind: RecordKind, plains: Sequence[Buffer]) -> list[bytes]:
         """Store chunks; return their ids, in order. Content that is there already is shared.

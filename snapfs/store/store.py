@@ -133,7 +133,7 @@ class Store:
             self.catalog.set_setting('clean', 0)
         self.audit = AuditLog.open(disk, path / 'audit.log', self.world)
         self._parts.append(self.audit)
-        committed = self.catalog.setting('journal_sequence')
+        committed = self.catalog.journal_sequence
         self.journal = Journal.open(disk, path / 'journal', uuid, committed, self.was_clean)
         self._parts.append(self.journal)
         rows = self.catalog.packs()
@@ -195,7 +195,7 @@ class Store:
     def _finish(self) -> None:
         self.chunks.sync()
         rows = self.chunks.commit_rows()
-        committed = self.catalog.setting('journal_sequence')
+        committed = self.catalog.journal_sequence
         if rows.chunks or rows.packs:
             now_ns = self.world.time_ns()
             self.catalog.commit(Commit((), rows.chunks, rows.packs, (), committed, now_ns))
@@ -212,6 +212,22 @@ class Store:
         finally:
             self._parts.clear()
             self.lock.release()
+
+    @property
+    def committed_sequence(self) -> int:
+        """The last journal record that the current roots contain; replay begins after it."""
+        return self.catalog.journal_sequence
+
+    def counters(self) -> dict[str, int]:
+        """Return what has been done since the store was opened, for status and tests."""
+        chunks = self.chunks
+        return {
+            'put_bytes': chunks.put_bytes,
+            'new_bytes': chunks.new_bytes,
+            'stored_bytes': chunks.stored_bytes,
+            'read_bytes': chunks.read_bytes,
+            'uncommitted_chunks': chunks.uncommitted,
+        }
 
     # --- the latch ---------------------------------------------------------------------------------------
     @property
@@ -245,8 +261,12 @@ class Store:
     # --- room --------------------------------------------------------------------------------------------
     def free_bytes(self) -> int:
         """Return how many bytes the disk below has left for us, the reserve not counted."""
-        figures = self.disk.statvfs(self.path)
+        figures = self.statvfs()
         return figures.f_bavail * figures.f_frsize
+
+    def statvfs(self) -> os.statvfs_result:
+        """Return the figures of the disk below, as it is."""
+        return self.disk.statvfs(self.path)
 
     @property
     def has_reserve(self) -> bool:
