@@ -385,8 +385,8 @@ class Committer:
 
     async def _make_current(self, built: list[NewTree], sequence: int) -> None:
         store = self.core.store
-        rows = store.chunks.commit_rows()
         await self._durably(store.chunks.sync)
+        rows = store.chunks.commit_rows()
         heads = [
             HeadUpdate(one.head.row.volume, root.id, root.items, root.refs, one.next_ino)
             for one in built

@@ -122,6 +122,8 @@ class Core:
             trio.Lock()
         )  # held by whoever turns buffers into extents, or shortens a flushed file
         self._name_key = store.superblock.name_key
+        if store.latched is not None:
+            self.budget.stop(Latched(f'the store is read-only: {store.latched}'))
         self._cutter = Cutter(store.superblock.chunker)
         self._slice_end = 0.0
 
@@ -187,3 +189,4 @@ class Core:
             log.critical('the store is read-only from now on: %s', error)
             self.budget.stopped = None
             self.budget.stop(error)
+            self.store.latch(str(error))

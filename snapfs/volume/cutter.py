@@ -8,6 +8,8 @@ difference.
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
 import pyfastcdc
 
 from snapfs.format.superblock import ChunkerParameters
@@ -22,7 +24,7 @@ class Cutter:
             chunker.average - chunker.minimum,
             min_size=chunker.minimum,
             max_size=chunker.maximum,
-            normalized_chunking=chunker.normalization,
+            normalized_chunking=cast(Literal[0, 1, 2, 3], chunker.normalization),
         )
 
     def cut(self, region: bytes | bytearray | memoryview) -> list[memoryview]:

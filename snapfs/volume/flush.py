@@ -168,10 +168,10 @@ async def _contents(core: Core, region: Region) -> bytes | bytearray:
 def _apply(core: Core, job: Job, region: Region, cut: list[tuple[int, bytes]]) -> None:
     """Put the extents of a region into the layer in place of the old ones. No await."""
     inode, layer = region.inode, job.layer
-    new = dict.fromkeys(offset for offset, _, _ in region.old)
+    new: dict[int, tuple[int, bytes] | None] = dict.fromkeys(offset for offset, _, _ in region.old)
     position = region.start
     for length, chunk_id in cut:
-        new[position] = (length, chunk_id)  # type: ignore[assignment]
+        new[position] = (length, chunk_id)
         position += length
     assert position == region.end, 'a region was cut into more or fewer bytes than it has'
     for offset, value in new.items():

@@ -13,7 +13,7 @@ Deleting a file or truncating it is therefore one small entry, however many exte
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from snapfs import limits
@@ -225,7 +225,7 @@ def orphan_key(_: int, ino: int) -> bytes:
     return keys.orphan_key(ino)
 
 
-KEY_OF_KIND = {
+KEY_OF_KIND: dict[int, Callable[[int, Any], bytes]] = {
     int(ItemKind.DIRENT): keys.dirent_key,
     int(ItemKind.EXTENT): keys.extent_key,
     int(ItemKind.XATTR): keys.xattr_key,
