@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from snapfs.errors import Latched
 from snapfs.service import commands, sockets, wire
 from snapfs.world import World
 
 if TYPE_CHECKING:
     import pyfuse3
 
-    from snapfs.mount.invalidate import Invalidator
+    from snapfs.mount.adapter import Adapter
     from snapfs.service.options import MountOptions
     from snapfs.volume.engine import Engine
 
@@ -60,7 +59,7 @@ class RealParts:
     """The parts of a real daemon. Made for one mount."""
 
     def __init__(self) -> None:
-        self._invalidator: Invalidator | None = None
+        self._adapter: Adapter | None = None
 
     async def open_engine(self, store: Path, wait_seconds: float) -> Engine:
         from snapfs.store.durable import Disk
@@ -70,32 +69,17 @@ class RealParts:
 
     def operations(self, engine: Engine, request: MountRequest) -> pyfuse3.Operations:
         from snapfs.mount.adapter import Adapter
-        from snapfs.mount.invalidate import Invalidator
-        from snapfs.mount.namespace import Namespace
 
-        owner, options = request.store.stat(), request.options
-        uid = owner.st_uid if options.uid is None else options.uid
-        gid = owner.st_gid if options.gid is None else options.gid
-        namespace = Namespace(
-            engine, owner=(uid, gid), volume=request.volume, started_ns=engine.world.time_ns()
-        )
-
-        def on_bug(error: AssertionError) -> None:
-            engine.core.fail(Latched(f'a bug in a request: {error}'))
-
-        adapter = Adapter(namespace, on_bug)
-        self._invalidator = Invalidator(namespace, adapter.known)
-        engine.on_change(self._invalidator.changed)
-        return adapter
+        options = request.options
+        self._adapter = Adapter(engine, volume=request.volume, uid=options.uid, gid=options.gid)
+        return self._adapter
 
     async def serve(self) -> None:
         from snapfs.mount import session
 
-        assert self._invalidator is not None
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._invalidator.run)
-            await session.serve()
-            nursery.cancel_scope.cancel()
+        assert self._adapter is not None, 'nothing is mounted'
+        await session.serve()
+        await self._adapter.stop()
 
     def terminate(self) -> None:
         from snapfs.mount import session
