@@ -73,6 +73,8 @@ def _become_daemon(target: Target, writer: int) -> NoReturn:
         if os.fork():
             os._exit(0)  # the daemon belongs to init, and never gets a terminal
         os.chdir('/')
+        # Until there is a log, the command alone tells what goes wrong.
+        logging.getLogger().addHandler(logging.NullHandler())
         _close_others(writer)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)

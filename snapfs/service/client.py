@@ -136,8 +136,11 @@ def call(target: Target, command: str, arguments: wire.Arguments, *, world: Worl
                 if not (isinstance(hello, dict) and hello.get('closing')):
                     return _ask_once(connection, request)
         except NoDaemon:
-            if lock_is_free(target.store):
-                return call_here(target.store, command, arguments)
+            alone = lock_is_free(target.store)
+        else:
+            alone = False  # it is closing
+        if alone:
+            return call_here(target.store, command, arguments)
         if clock.monotonic() >= deadline:
             who = holder(target.store)
             raise Unavailable(f'{target.store} stayed locked for {limits.CALL_WAIT_SECONDS:.0f} s{who}')

@@ -106,10 +106,6 @@ class ControlServer:
         try:
             async with stream:
                 peer = sockets.peer_of(stream.socket)  # type: ignore[arg-type]
-                if peer.uid not in self.allowed:
-                    denied = errors.Invalid('only root and the owner of the store may command it')
-                    await stream.send_all(wire.encode_error(denied))
-                    return
                 await self._converse(stream, peer)
         except trio.BrokenResourceError:
             pass  # the client went away; what it asked for has been done
@@ -123,6 +119,9 @@ class ControlServer:
             if line is None:
                 return
             try:
+                # After its line was read: hanging up on unread bytes would take our answer back.
+                if peer.uid not in self.allowed:
+                    raise errors.Invalid('only root and the owner of the store may command it')
                 request = wire.decode_request(line)
                 self._check_device(request)
             except errors.SnapfsError as error:

@@ -3,9 +3,11 @@ Blocking."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
+import stat
 from pathlib import Path
 
 from snapfs.errors import Invalid, Unavailable
@@ -62,7 +64,7 @@ def mount(request: MountRequest, parts: Parts | None = None) -> int:
 
     if request.options.foreground:
         _log_to(request)
-        return _foreground(target)
+        return _foreground(target, request)
     background.launch(target, request.log)
     return 0
 
@@ -76,18 +78,29 @@ def check_request(request: MountRequest) -> None:
         )
     top = mounts.mount_at(mountpoint, mounts.read_mounts())
     try:
-        directory = os.path.isdir(os.lstat(mountpoint) and mountpoint)
+        directory = stat.S_ISDIR(os.stat(mountpoint).st_mode)
     except OSError as error:
-        if top is not None and top.is_snapfs:
-            raise Invalid(
-                f'{mountpoint} is the dead mountpoint of a daemon that ended',
-                advice=f'End it first: snapfs umount {mountpoint}',
-            ) from None
-        raise Invalid(f'{mountpoint} cannot be a mountpoint: {error.strerror}') from None
+        if error.errno != errno.ENOTCONN:
+            raise Invalid(f'{mountpoint} cannot be a mountpoint: {error.strerror}') from None
+        directory = True
+    if top is not None and _is_dead(mountpoint):
+        raise Invalid(
+            f'{mountpoint} is the dead mountpoint of a daemon that ended',
+            advice=f'End it first: snapfs umount {mountpoint}',
+        )
     if top is not None and top.is_snapfs:
         raise Invalid(f'{mountpoint} is a mounted snapfs already')
     if not directory:
         raise Invalid(f'{mountpoint} is not a directory')
+
+
+def _is_dead(mountpoint: str) -> bool:
+    """Say whether nobody serves a mount. Attributes may be remembered by the kernel; this is always asked."""
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
 
 
 def run_daemon(request: MountRequest, parts: Parts, report: background.Report) -> None:
@@ -155,10 +168,10 @@ def _refuse_second_daemon(store: Path) -> None:
         raise Unavailable(f'{store} is mounted already, at {where}', advice='')
 
 
-def _foreground(target: background.Target) -> int:
+def _foreground(target: background.Target, request: MountRequest) -> int:
     said: list[bytes] = []
     code = background.guarded(target, said.append)
-    if code:
+    if code and request.log is not None:
         wire.decode_answer(said[-1])  # raises it, for the one line on standard error
     return code
 

@@ -6,6 +6,7 @@ contradict each other the later one wins, as everywhere in mount(8).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from snapfs.errors import Invalid
@@ -122,7 +123,7 @@ def parse_options(texts: list[str] | tuple[str, ...], *, sloppy: bool = False) -
 
 def fuse_arguments(options: MountOptions, fsname: str) -> set[str]:
     """Return what libfuse is told. It knows no atime option but noatime; the rest is done after the mount."""
-    arguments = {'default_permissions', 'subtype=snapfs', f'fsname={escape(fsname)}'}
+    arguments = {'default_permissions', 'subtype=snapfs', _Text(f'fsname={escape(fsname)}')}
     arguments.add('ro' if options.ro else 'rw')
     # Said outright only when wanted: nosuid and nodev are what libfuse does when nothing is said, and
     # fusermount3 refuses a user who says suid or dev.
@@ -134,6 +135,13 @@ def fuse_arguments(options: MountOptions, fsname: str) -> set[str]:
     if not options.nodev:
         arguments.add('dev')
     return arguments
+
+
+class _Text(str):
+    """A word for libfuse in any characters: pyfuse3 would encode it as ASCII, the kernel takes any bytes."""
+
+    def encode(self, encoding: str = 'utf-8', errors: str = 'strict') -> bytes:
+        return os.fsencode(str(self))
 
 
 def escape(value: str) -> str:

@@ -26,7 +26,6 @@ class FakeEngine:
         self.lock = lock
         self.closed = False
         self.writable = True
-        self.close_gate: trio.Event | None = None
         self.number = 1
         self.volumes: dict[str, VolumeRow] = {}
         self.snapshots: list[SnapshotRow] = []
@@ -59,8 +58,9 @@ class FakeEngine:
         await trio.sleep_forever()
 
     async def close(self) -> None:
-        if self.close_gate is not None:
-            await self.close_gate.wait()
+        gate = os.environ.get('FAKE_CLOSE_GATE')
+        if gate is not None:  # a named pipe: closing takes until somebody writes to it
+            await trio.to_thread.run_sync(Path(gate).read_bytes)
         state = {
             'number': self.number,
             'volumes': [asdict(row) for row in self.volumes.values()],
@@ -233,6 +233,8 @@ class FakeParts:
         return await FakeEngine.open(store, wait_seconds)
 
     def operations(self, engine, request):
+        if 'FAKE_BUG' in os.environ:
+            raise ZeroDivisionError('a bug at the start')
         if request.volume is not None and engine.head(request.volume) is None:
             raise Invalid(f'there is no volume {request.volume!r}')
         return OneDirectory()
