@@ -97,13 +97,13 @@ def demonstrate() -> None:
     run('mkdir mnt/home')
 
     say('Copy a real tree in.')
-    run(f'cp -a --no-preserve=ownership {library} mnt/home/lib')
+    run(f'rsync -a --exclude site-packages {library}/ mnt/home/lib')
     run('find mnt/home/lib -type f | wc -l')
     run('du -sh --apparent-size mnt/home/lib')
 
     say('A snapshot is a directory too.')
     run('mkdir mnt/home/.snapshots/monday')
-    run('snapfs --store store snapshot list')
+    run('snapfs snapshot list --store store')
 
     say('Work goes on: something changes, something is deleted.')
     run('echo "print(42)" > mnt/home/lib/this.py')
@@ -130,7 +130,7 @@ def demonstrate() -> None:
     run(f'mv mnt/.snapfs/trash/{request} mnt/home/.snapshots/monday')
     run('ls mnt/home/.snapshots/monday/lib/email | head -3')
     run('cat mnt/.snapfs/health')
-    run('snapfs --store store status')
+    run('snapfs status --store store')
 
     say(f'The mount is still there to explore:  cd {root}/mnt/home')
     print('  One command ends it:  make demo-stop')
