@@ -403,9 +403,11 @@ class NullOperations(pyfuse3.Operations):
         pass
 
 
-async def serve(mountpoint: str, options: set[str], own_loop: bool) -> None:
+async def serve(mountpoint: str, options: set[str], own_loop: bool, ready: bool) -> None:
     """Mount, answer requests until unmounted or told to end by SIGTERM or SIGINT, unmount."""
     pyfuse3.init(NullOperations(), mountpoint, options)
+    if ready:
+        print('ready', flush=True)
     gc.collect()
     gc.freeze()
     try:
@@ -433,13 +435,14 @@ def main() -> None:
     parser.add_argument('mountpoint')
     parser.add_argument('-o', dest='options', default='', help='mount options, separated by commas')
     parser.add_argument('--own-loop', action='store_true', help="use pyfuse3's own session loop, to compare")
+    parser.add_argument('--ready', action='store_true', help='print a line when mounted')
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     options = {'fsname=nullfs', 'subtype=nullfs', 'default_permissions'}
     options.update(option for option in arguments.options.split(',') if option)
     gc.set_threshold(100_000, 50, 100)
     sys.setswitchinterval(limits.SWITCH_INTERVAL_SECONDS)
-    trio.run(serve, arguments.mountpoint, options, arguments.own_loop)
+    trio.run(serve, arguments.mountpoint, options, arguments.own_loop, arguments.ready)
 
 
 if __name__ == '__main__':

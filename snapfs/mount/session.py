@@ -201,12 +201,15 @@ class _Session:
             self.poll_fd.fd = fd
         if monotonic() >= self.yield_at:
             await trio.lowlevel.checkpoint()
-        while not self.closing:
+            if self.closing:
+                raise trio.ClosedResourceError('the session ends')
+            self.yield_at = monotonic() + limits.SESSION_YIELD_SECONDS
             if _poll_holding_gil(self.poll_ref, 1, 0):
-                self.yield_at = monotonic() + limits.SESSION_YIELD_SECONDS
                 return
-            await trio.lowlevel.wait_readable(fd)
-        raise trio.ClosedResourceError('the session ends')
+        await trio.lowlevel.wait_readable(fd)
+        self.yield_at = monotonic() + limits.SESSION_YIELD_SECONDS
+        if self.closing:
+            raise trio.ClosedResourceError('the session ends')
 
     def notify_closing(self, fd: int) -> None:
         """Make `wait_readable` raise ClosedResourceError, now and until the next run of the main loop.
