@@ -64,7 +64,8 @@ class ControlPlace(Place):
 class ControlDirectory(ControlPlace):
     """`.snapfs` itself."""
 
-    NAMES = {b'health': Control.HEALTH, b'pending': Control.PENDING, b'trash': Control.TRASH}
+    # In the order of their numbers, which are the cookies.
+    NAMES = {b'health': Control.HEALTH, b'trash': Control.TRASH, b'pending': Control.PENDING}
 
     async def attributes(self) -> EntryAttributes:
         return self.describe(directory_mode(0o755), self.namespace.owner, self.namespace.started_ns)
