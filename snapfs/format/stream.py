@@ -27,12 +27,17 @@ def pack_stream(elements: list[Any]) -> bytes:
     return msgpack.Packer(buf_size=limits.PACKER_BUFFER_BYTES).pack(elements)  # type: ignore[no-any-return]
 
 
+def _refuse(*_: object) -> Any:
+    # At the first one, even if empty: an empty map is one byte on disk and 72 in memory.
+    raise ValueError('a map or an extension')
+
+
 def unpack_stream(body: Buffer, count: int | None, what: str) -> list[Any]:
     """Return the elements of a stream that fills `body` exactly; `what` names the structure in errors.
 
     `count` is how many there must be (None: whatever the array says). Elements are of the types named above,
-    or a float, or an empty str, dict or ExtType: the caller's schema refuses those. Raises Corrupt.
-    Memory: up to about 56 bytes per byte of a hostile body.
+    or a float, or an empty str: those the caller's schema refuses. Raises Corrupt. Memory: up to 56 bytes for
+    each byte of a hostile body, which then consists of arrays of one element.
     """
     length = len(body)
     if length == 0:
@@ -48,6 +53,8 @@ def unpack_stream(body: Buffer, count: int | None, what: str) -> list[Any]:
         max_str_len=0,
         max_map_len=0,
         max_ext_len=0,
+        object_hook=_refuse,
+        ext_hook=_refuse,
     )
     try:
         unpacker.feed(body)
