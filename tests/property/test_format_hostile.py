@@ -206,7 +206,7 @@ def test_every_truncation_and_every_flipped_bit_is_answered(name: str) -> None:
         answers(decode, reseal(bytes(data)))
 
 
-# Nodes have no checksum but their id; a torn journal is no error; Zstandard frames have a bit without meaning.
+# Nodes have no checksum but their id, a torn journal is no error, and Zstandard has a bit without meaning.
 CHECKSUMMED = [name for name in CASES if name not in ('leaf', 'branch', 'journal_record', 'record_zstd')]
 
 
