@@ -6,6 +6,7 @@ exit codes of mount(8): 0 done, 1 wrong call, 32 the mount failed. Silent when a
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 
@@ -76,9 +77,17 @@ def _mount(call: HelperCall) -> int:
     from snapfs.service.options import parse_options
 
     options = parse_options(call.options, sloppy=call.sloppy)
+    if os.geteuid() == 0:
+        # mount(8) keeps to itself what it takes for a default, such as suid and dev, and says the opposites
+        # (for users it says nosuid,nodev). So what root does not say here is suid, dev, as with mount.fuse3.
+        options = replace(
+            options,
+            nosuid=options.nosuid and 'nosuid' in options.given,
+            nodev=options.nodev and 'nodev' in options.given,
+        )
     if options.remount:
         if not call.fake:
-            mounting.remount(call.mountpoint, options)
+            mounting.remount(call.mountpoint, options, complete=True)
         return 0
     options = replace(options, fsname=options.fsname or call.source)  # the source is shown as it was given
     request = mounting.plan_mount(call.source, call.mountpoint, options)

@@ -123,8 +123,11 @@ def run_daemon(request: MountRequest, parts: Parts, report: background.Report) -
     trio.run(daemon.Daemon(request, parts, ready).run)
 
 
-def remount(mountpoint: str, options: MountOptions) -> None:
-    """Change the options of a standing mount: ro, rw, and the other flags. What cannot change is refused."""
+def remount(mountpoint: str, options: MountOptions, *, complete: bool = False) -> None:
+    """Change the options of a standing mount: ro, rw, and the other flags. What cannot change is refused.
+
+    `complete`: `options` are all that shall hold, as mount(8) gives them; else the rest stays as it stands.
+    """
     place = str(mounts.absolute(mountpoint))
     mount = mounts.mount_at(place, mounts.read_mounts())
     if mount is None or not mount.is_snapfs:
@@ -133,7 +136,8 @@ def remount(mountpoint: str, options: MountOptions) -> None:
     standing = set(mount.options) | set(mount.super_options)
     merged: dict[str, bool] = {}
     for field in system.FLAGS:
-        merged[field] = bool(getattr(options, field)) if field in options.given else field in standing
+        said = complete or field in options.given
+        merged[field] = bool(getattr(options, field)) if said else field in standing
     system.remount(place, MountOptions(**merged))  # type: ignore[arg-type]
 
 
