@@ -47,7 +47,7 @@ def apply(
     """
     walk = _Apply(root, ranges, changes, target_bytes)
     yield from walk.run()
-    yield Built(walk.builder.take())
+    yield Built(walk.builder.take_last())
     return walk.result()
 
 
@@ -152,7 +152,7 @@ class _Apply:
             branch = frame.branch
             if frame.index == len(branch.children):
                 stack.pop()
-                self.builder.settle(branch.level)
+                self.builder.end_branch(branch.level)
                 continue
             if self._pass(frame):
                 continue
@@ -406,10 +406,10 @@ class _Apply:
             # A branch with one child is no branch: the child is the top.
             self.top = Entry(closed.keys[0], closed.children[0], closed.child_items[0], closed.child_refs[0])
         else:
-            self.top = builder.encode(closed)
+            self.top = builder.encode(number, closed)
 
     def _reopen(self, number: int) -> Steps:
-        """Put the node left of what is open on a level in front of it: an old node, at the right edge of the
+        """Put the node left of what is open on a level in front of it: it hangs at the right edge of the
         nearest higher level that holds anything."""
         builder = self.builder
         above = number + 1
@@ -420,16 +420,13 @@ class _Apply:
             if not level.open.size:
                 builder.join(above)
             entry = level.open.pop()
-            if entry.id in builder.made:
-                yield Built(builder.take())
+            above -= 1
+            if builder.take_back(above, entry.id):
+                continue
             nodes = yield Need([entry.id])
             assert nodes is not None
-            above -= 1
             _check_child(entry.id, nodes[0], above, entry.items, entry.refs)
-            if entry.id in builder.made:
-                builder.made.discard(entry.id)
-            else:
-                self.dropped.append(entry.id)
+            self.dropped.append(entry.id)
             builder.level(above).open.prepend(nodes[0], entry.key)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from snapfs import limits
-from snapfs.errors import Corrupt
 from snapfs.format.ids import node_id
 from snapfs.format.nodes import Branch
 from snapfs.tree.draft import BranchDraft, Draft, Entry, LeafDraft
@@ -25,13 +24,15 @@ D = TypeVar('D', LeafDraft, BranchDraft)
 
 
 class Level(Generic[D]):
-    """The right edge of one level: at most one complete draft, then an incomplete one."""
+    """The right edge of one level: at most one complete draft, then an incomplete one. And the last node
+    made, which is not given out before the next one is made: the right edge may need to have it back."""
 
-    __slots__ = ('closed', 'open')
+    __slots__ = ('closed', 'last', 'open')
 
     def __init__(self, open: D) -> None:
         self.open: D = open
         self.closed: D | None = None
+        self.last: tuple[bytes, bytes, D] | None = None  # id, encoded, what was encoded
 
     @property
     def occupied(self) -> bool:
@@ -40,7 +41,7 @@ class Level(Generic[D]):
 
 
 class Builder:
-    """Collects content and makes nodes. `nodes` are those made since the last take, `made` the ids of all."""
+    """Collects content and makes nodes: `made` are the ids of all, `work` counts items since a take."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -55,15 +56,37 @@ class Builder:
         self.work = 0
 
     def take(self) -> list[tuple[bytes, bytes]]:
-        """Return the nodes made since the last call."""
+        """Return the nodes that became final since the last call."""
         nodes, self.nodes, self.work = self.nodes, [], 0
         return nodes
+
+    def take_last(self) -> list[tuple[bytes, bytes]]:
+        """Return all nodes not yet taken; nothing is made after that."""
+        nodes = self.take()
+        for number in range(len(self.branches) + 1):
+            last = self.level(number).last
+            if last is not None:
+                nodes.append(last[:2])
+        return nodes
+
+    def take_back(self, number: int, id: bytes) -> bool:
+        """If the node was made here, put its content in front of what is open on its level, as if it had
+        never been made. False when it was not made here."""
+        level = self.level(number)
+        if level.last is None or level.last[0] != id:
+            assert id not in self.made, 'only the last node of a level can come back'
+            return False
+        draft = level.last[2]
+        draft.extend(level.open)  # type: ignore[arg-type]
+        level.open = draft
+        level.last = None
+        self.made.discard(id)
+        return True
 
     def branch_level(self, number: int) -> Level[BranchDraft]:
         """Return level `number` >= 1; it and those below come to exist."""
         while len(self.branches) < number:
-            if len(self.branches) + 1 >= limits.TREE_LEVELS_MAX:
-                raise Corrupt(f'tree: more than {limits.TREE_LEVELS_MAX} levels')
+            assert len(self.branches) + 1 < limits.TREE_LEVELS_MAX, 'a tree this high has no room on any disk'
             self.branches.append(Level(BranchDraft(len(self.branches) + 1)))
         return self.branches[number - 1]
 
@@ -79,18 +102,21 @@ class Builder:
 
     def emit(self, number: int, draft: Draft) -> None:
         """Encode a draft and give its parent level the entry."""
-        entry = self.encode(draft)
+        entry = self.encode(number, draft)
         above = self.branch_level(number + 1)
         above.open.append(entry)
         if above.open.size > self.overfull:
             self.settle(number + 1)
 
-    def encode(self, draft: Draft) -> Entry:
-        """Encode a draft; the node joins `nodes`."""
+    def encode(self, number: int, draft: Draft) -> Entry:
+        """Make the node of a draft."""
         items, refs, plain = draft.encode()
         assert len(plain) <= limits.NODE_BYTES_MAX, f'a node of {len(plain)} bytes'
         id = node_id(plain)
-        self.nodes.append((id, plain))
+        level = self.level(number)
+        if level.last is not None:
+            self.nodes.append(level.last[:2])
+        level.last = (id, plain, draft)  # type: ignore[assignment]
         self.made.add(id)
         self.work += len(draft.keys)
         return Entry(draft.keys[0], id, items, refs)
@@ -129,6 +155,18 @@ class Builder:
         closed.extend(level.open)  # type: ignore[arg-type]
         level.open = closed
         return True
+
+    def end_branch(self, number: int) -> None:
+        """An old branch of level `number` ends here: let a new one end too, if it may. Without that, entries
+        would wander from branch to branch and change more nodes than necessary."""
+        for below in range(number):
+            level = self.level(below)
+            if level.open.size:
+                break
+            closed, level.closed = level.closed, None
+            if closed is not None:
+                self.emit(below, closed)
+        self.settle(number)
 
     # --- whole nodes of the old tree ---------------------------------------------------------------------
 

@@ -43,16 +43,15 @@ class NotCached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """apply waits for these nodes: send back the decoded nodes, in this order. Mostly nodes of the old tree;
-    in rare cases one that an earlier Built delivered."""
+    """apply waits for these nodes of the old tree: send back the decoded nodes, in this order."""
 
     ids: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """Nodes made since the last slice, children before parents: (id, encoded bytes). May be empty: a pause.
-    Send back None."""
+    """Nodes of the new tree made since the last slice, in no particular order: (id, encoded bytes). One may
+    happen to be a node of the old tree. May be empty: a pause. Send back None."""
 
     nodes: list[tuple[bytes, bytes]]
 

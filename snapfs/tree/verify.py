@@ -32,8 +32,8 @@ def verify(
 ) -> Shape:
     """Read the whole tree and check the rules. Raises Corrupt at the first broken one.
 
-    A node can miss the size limits by `item_bytes_max`: give the size of the largest item when some are larger
-    than a third of a node.
+    A node can miss the size limits by `item_bytes_max`: give the size of the largest item when some are
+    larger than a third of a node.
     """
     shape = Shape()
     if root.id is None:

@@ -1,4 +1,4 @@
-"""What the tests of the tree share: a store of nodes in memory, a model of items, and a recount by brute force."""
+"""What the tests of the tree share: nodes in memory, a row of items, and a recount by brute force."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from snapfs.format.items import Value, check_item, ref_of
 from snapfs.format.keys import dirent_key, extent_key, inode_key, xattr_key
 from snapfs.format.nodes import Branch, decode_node
 from snapfs.tree import EMPTY, Applied, NotCached, Root, apply, run_apply
-from snapfs.tree.root import Node
+from snapfs.tree.root import Change, Node, Range
 
 TARGET = 768  # bytes; a few items per leaf and a few children per branch make trees high
 SLOTS = 6  # items per inode
 
 
 def key_at(index: int) -> bytes:
-    """The index-th key of an endless row in key order: per inode an INODE, a DIRENT, two EXTENT, two XATTR."""
+    """The index-th key of an endless row in key order: per inode INODE, DIRENT, 2 EXTENT, 2 XATTR."""
     ino, slot = divmod(index, SLOTS)
     ino += limits.INO_ORPHANS + 1
     if slot == 0:
@@ -54,12 +54,13 @@ def item_at(index: int, version: int, shared: bool = False) -> tuple[bytes, Valu
 
 
 class NodeStore:
-    """Nodes in memory, as bytes and decoded. `loads` counts per id what was asked for."""
+    """Nodes in memory, as bytes and decoded. `loads` and `kept` record the ids asked for and stored."""
 
     def __init__(self) -> None:
         self.plain: dict[bytes, bytes] = {}
         self.decoded: dict[bytes, Node] = {}
         self.loads: list[bytes] = []
+        self.kept: list[bytes] = []
 
     def load(self, id: bytes) -> Node:
         """Never misses."""
@@ -76,10 +77,17 @@ class NodeStore:
         for id, plain in nodes:
             assert node_id(plain) == id
             self.plain[id] = plain
+            self.kept.append(id)
 
-    def apply(self, root: Root, ranges: Sequence[tuple[bytes, bytes]] = (), changes: object = ()) -> Applied:
+    def apply(
+        self,
+        root: Root,
+        ranges: Sequence[Range] = (),
+        changes: Sequence[Change] = (),
+        target_bytes: int = TARGET,
+    ) -> Applied:
         """Apply with the small node size of these tests."""
-        return run_apply(apply(root, ranges, changes, target_bytes=TARGET), self.load_many, self.keep)
+        return run_apply(apply(root, ranges, changes, target_bytes=target_bytes), self.load_many, self.keep)
 
     def build(self, count: int) -> Root:
         """A tree of the first `count` items, version 0."""
