@@ -76,6 +76,8 @@ READ_GAP_BYTES_MAX = 16 * KIB  # records count as neighbours up to this distance
 PACK_FILES_OPEN_MAX = 128
 SCAN_WINDOW_BYTES = 256 * KIB  # read at once when a pack is scanned
 AUDIT_LINE_BYTES_MAX = 64 * KIB
+LOCK_HOLDER_BYTES = 4 * KIB  # the text that names the holder, padded
+LOCK_RETRY_SECONDS = 0.01
 JOURNAL_SEQUENCE_GAP = (
     1 << 20
 )  # skipped after an unclean stop, so that a torn record's number never comes back

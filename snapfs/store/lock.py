@@ -16,12 +16,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapfs import limits
 from snapfs.errors import Unavailable
 from snapfs.store.durable import Disk
 from snapfs.world import World
-
-HOLDER_BYTES_MAX = 4096
-RETRY_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +57,22 @@ class StoreLock:
         holder."""
         assert not self.held
         fd = self._open()
-        deadline = self._world.monotonic() + wait_seconds
+        # Whoever only asks for the holder has the lock for a moment: even an impatient caller tries twice.
+        tries = max(2, 1 + round(wait_seconds / limits.LOCK_RETRY_SECONDS))
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if self._world.monotonic() >= deadline:
+                tries -= 1
+                if not tries:
                     holder = self._holder(fd)
                     self._disk.close(fd)
                     who = str(holder) if holder else 'another process'
                     raise Unavailable(
                         f'{self._path.parent} is in use by {who}', advice='Try again when it has ended.'
                     ) from None
-                time.sleep(RETRY_SECONDS)
+                time.sleep(limits.LOCK_RETRY_SECONDS)
         self._fd = fd
         self.describe(mountpoint)
 
@@ -81,7 +81,7 @@ class StoreLock:
         assert self.held
         text = json.dumps([os.getpid(), socket.gethostname(), self._world.time_ns(), mountpoint]).encode()
         # One write of a fixed size: a reader never sees the tail of a longer predecessor.
-        self._disk.pwrite(self._fd, [text[:HOLDER_BYTES_MAX].ljust(HOLDER_BYTES_MAX)], 0)
+        self._disk.pwrite(self._fd, [text[: limits.LOCK_HOLDER_BYTES].ljust(limits.LOCK_HOLDER_BYTES)], 0)
 
     def release(self) -> None:
         """Give the lock back."""
@@ -111,7 +111,9 @@ class StoreLock:
 
     def _holder(self, fd: int) -> Holder | None:
         try:
-            pid, host, since_ns, mountpoint = json.loads(bytes(self._disk.pread(fd, HOLDER_BYTES_MAX, 0)))
+            pid, host, since_ns, mountpoint = json.loads(
+                bytes(self._disk.pread(fd, limits.LOCK_HOLDER_BYTES, 0))
+            )
             return Holder(int(pid), str(host), int(since_ns), str(mountpoint))
         except (ValueError, TypeError):
             return None

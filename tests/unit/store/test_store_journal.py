@@ -1,0 +1,269 @@
+"""The journal: two files in turn, replay as a prefix, restart after an unclean stop."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from snapfs import limits
+from snapfs.errors import Corrupt, Latched, Refused
+from snapfs.format.journal import JOURNAL_HEADER_BYTES, VolumeDelta, encode_record_frames
+from snapfs.store.journal import Journal
+from tests.sim.disk import SimDisk
+from tests.unit.store.kit import marks
+
+UUID = b'u' * 16
+
+
+@pytest.fixture
+def sim(tmp_path):
+    disk = SimDisk(tmp_path)
+    Journal.create(disk, tmp_path / 'journal', UUID)
+    disk.sync_directory(tmp_path)
+    yield disk
+    disk.forget()
+
+
+def opened(disk, committed=0, was_clean=True):
+    return Journal.open(disk, disk.root / 'journal', UUID, committed, was_clean)
+
+
+def frames(sequence, mark, size=0, uuid=UUID):
+    writes = [(100, n, bytes([n % 256]) * 1000) for n in range(size // 1000)]
+    return encode_record_frames(sequence, [], [VolumeDelta(1, mark, writes=writes)], uuid)
+
+
+def write(journal, *numbers, size=0, sync=True):
+    for mark in numbers:
+        sequence = journal.last_sequence + 1
+        journal.append(sequence, frames(sequence, mark, size))
+        if sync:
+            journal.sync()
+
+
+def found(journal, after=0):
+    return [marks(record)[0] for record in journal.replay(after)]
+
+
+def test_what_was_appended_is_replayed(sim):
+    journal = opened(sim)
+    write(journal, 11, 12, 13)
+    assert found(journal) == [11, 12, 13]
+    assert found(journal, after=2) == [13]
+    journal.close()
+    assert found(opened(sim, was_clean=False)) == [11, 12, 13]
+
+
+def test_one_sync_per_record_and_no_change_of_size(sim):
+    journal = opened(sim)
+    write(journal, 11)
+    sizes = [sim.size(sim.root / 'journal' / name) for name in '01']
+    events, writes = sim.events, sim.calls['write']
+    write(journal, 12)
+    assert (sim.events, sim.calls['write']) == (events + 1, writes + 1)
+    journal.sync()
+    assert sim.events == events + 1, 'nothing to sync'
+    assert sizes == [sim.size(sim.root / 'journal' / name) for name in '01'] == [limits.JOURNAL_BYTES] * 2
+
+
+def test_records_of_several_frames(sim, monkeypatch):
+    monkeypatch.setattr(limits, 'JOURNAL_FRAME_BYTES_TARGET', 2000)
+    journal = opened(sim)
+    assert len(frames(1, 11, size=9000)) > 3
+    write(journal, 11, 12, size=9000)
+    assert [len(record) > 3 for record in journal.replay(0)] == [True, True]
+
+
+def test_the_files_are_used_in_turn(sim):
+    journal = opened(sim)
+    write(journal, 11, 12)
+    assert journal.switch() == 0
+    write(journal, 13)
+    assert found(journal) == [11, 12, 13]
+    with pytest.raises(Refused) as caught:
+        journal.switch()
+    assert caught.value.errno == errno.EBUSY
+    with pytest.raises(AssertionError):
+        journal.release(1)
+    journal.release(0)
+    assert found(journal, after=2) == [13]
+    assert journal.switch() == 1
+    write(journal, 14)
+    assert found(journal, after=2) == [13, 14]
+    journal.release(1)
+    journal.close()
+    assert found(opened(sim, committed=3, was_clean=False), after=3) == [14]
+
+
+def test_leavings_of_earlier_use_are_no_records(sim):
+    """A file is written over in place: what stands behind the new records must not be taken for more of
+    them."""
+    journal = opened(sim)
+    for mark in range(10, 30, 2):
+        write(journal, mark, mark + 1, size=3000 if mark < 18 else 0)
+        left = journal.switch()
+        committed = journal.last_sequence
+        journal.release(left)
+    write(journal, 90)
+    journal.close()
+    assert found(opened(sim, committed, was_clean=False), committed) == [90]
+
+
+def test_a_clean_open_goes_on_counting(sim):
+    journal = opened(sim)
+    write(journal, 11, 12)
+    journal.close()
+    again = opened(sim, committed=2)
+    assert again.last_sequence == 2
+    write(again, 13)
+    again.close()
+    assert found(opened(sim, 2, was_clean=False), 2) == [13]
+
+
+def test_a_full_file_refuses_and_writes_nothing(sim):
+    journal = opened(sim)
+    assert journal.used_fraction == 0.0
+    assert journal.free_bytes == limits.JOURNAL_BYTES - JOURNAL_HEADER_BYTES
+    while journal.free_bytes > 60_000:
+        write(journal, 11, size=50_000)
+    assert 0.7 < journal.used_fraction < 1.0
+    before, last = found(journal), journal.last_sequence
+    with pytest.raises(Refused) as caught:
+        write(journal, 12, size=70_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert (found(journal), journal.last_sequence) == (before, last)
+    exact = journal.free_bytes
+    record = frames(last + 1, 12)
+    while sum(map(len, record)) < exact - 2000:
+        record = frames(last + 1, 12, size=sum(map(len, record)) + 1000)
+    journal.append(last + 1, record)
+    assert found(journal)[-1] == 12
+    assert journal.free_bytes == exact - sum(map(len, record)) >= 0
+
+
+def test_only_the_next_sequence_is_taken(sim):
+    journal = opened(sim)
+    for wrong in (0, 2):
+        with pytest.raises(AssertionError):
+            journal.append(wrong, frames(wrong, 11))
+
+
+def test_a_failed_sync_latches_for_ever(sim):
+    journal = opened(sim)
+    write(journal, 11, sync=False)
+    sim.fail('sync', errno.EIO)
+    for _ in range(3):
+        with pytest.raises(Latched):
+            journal.sync()
+    with pytest.raises(Latched):
+        write(journal, 12)
+
+
+def test_the_file_left_is_synced_before_the_other_gets_a_byte(sim, tmp_path_factory):
+    """P5: else a power cut could keep a record of the new file and lose one before it."""
+    journal = opened(sim)
+    write(journal, 11)
+    write(journal, 12, 13, sync=False)
+    journal.switch()
+    write(journal, 14, sync=False)
+    for seed in range(40):
+        after = SimDisk(sim.crash(seed, tmp_path_factory.mktemp('after') / 'root'))
+        assert found(opened(after, was_clean=False)) in ([11, 12, 13], [11, 12, 13, 14]), f'seed {seed}'
+        after.forget()
+
+
+def test_a_torn_tail_is_a_prefix(sim, tmp_path_factory):
+    journal = opened(sim)
+    write(journal, 11, 12, size=2000)
+    write(journal, 13, 14, 15, size=2000, sync=False)
+    lengths = set()
+    for seed in range(60):
+        after = SimDisk(sim.crash(seed, tmp_path_factory.mktemp('after') / 'root'))
+        left = found(opened(after, was_clean=False))
+        assert left == [11, 12, 13, 14, 15][: len(left)], f'seed {seed}'
+        lengths.add(len(left))
+        after.forget()
+    assert {2, 5} <= lengths <= {2, 3, 4, 5}
+
+
+def test_records_lost_before_others_are_corrupt(sim):
+    """P5: bit rot in the first file must not let replay go on with the second."""
+    journal = opened(sim)
+    write(journal, 11, 12, 13)
+    journal.switch()
+    write(journal, 14)
+    journal.close()
+    path = sim.root / 'journal' / '0'
+    data = bytearray(path.read_bytes())
+    data[data.index(b'SfJ1', data.index(b'SfJ1') + 1)] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Corrupt, match='2 to 3 are missing'):
+        opened(sim, was_clean=False)
+    assert found(opened(sim, committed=3, was_clean=False), 3) == [14], 'a commit has superseded them'
+
+
+def test_after_an_unclean_stop_nothing_is_appended_before_a_commit(sim):
+    journal = opened(sim)
+    write(journal, 11, 12)
+    journal.close()
+    again = opened(sim, was_clean=False)
+    with pytest.raises(AssertionError, match='P5'):
+        write(again, 13)
+    with pytest.raises(AssertionError, match='P5'):
+        again.restart(2)
+    assert again.last_sequence > 2 + 1000
+    committed = again.last_sequence
+    again.restart(committed)
+    assert found(again, committed) == []
+    write(again, 13)
+    assert found(again, committed) == [13]
+    again.close()
+    assert found(opened(sim, committed, was_clean=False), committed) == [13]
+
+
+def test_a_torn_record_is_never_continued_by_the_next_run(sim, monkeypatch):
+    """The second frame of a record whose first was torn survives. A new record as long as that must not adopt
+    it."""
+    monkeypatch.setattr(limits, 'JOURNAL_FRAME_BYTES_TARGET', 2000)
+    journal = opened(sim)
+    write(journal, 11)
+    old = frames(2, 12, size=4000)
+    position = journal._positions[0]
+    journal.append(2, old)
+    journal.close()
+    path = sim.root / 'journal' / '0'
+    data = bytearray(path.read_bytes())
+    data[position : position + len(old[0])] = bytes(len(old[0]))
+    path.write_bytes(data)
+    again = opened(sim, was_clean=False)
+    assert found(again) == [11]
+    committed = again.last_sequence
+    again.restart(committed)
+    write(again, 13)
+    torn = frames(committed + 2, 14, size=4000)
+    again.append(committed + 2, torn[:1])  # and the power goes after its first frame
+    again.close()
+    assert found(opened(sim, committed, was_clean=False), committed) == [13]
+
+
+def test_restart_is_durable_before_it_returns(sim):
+    opened(sim).close()
+    journal = opened(sim, was_clean=False)
+    journal.restart(journal.last_sequence)
+    assert not sim.unsynced()
+    journal.restart(0)  # a second one does nothing
+
+
+@pytest.mark.parametrize('odd', ['missing', 'short', 'long', 'other store', 'other number', 'header'])
+def test_files_that_are_not_ours_are_corrupt(sim, odd):
+    path = sim.root / 'journal' / '1'
+    data = path.read_bytes()
+    if odd == 'missing':
+        path.unlink()
+    elif odd == 'other number':
+        path.write_bytes((sim.root / 'journal' / '0').read_bytes())
+    elif odd != 'other store':
+        path.write_bytes({'short': data[:-1], 'long': data + b'x', 'header': b'X' + data[1:]}[odd])
+    with pytest.raises(Corrupt):
+        Journal.open(sim, sim.root / 'journal', b'v' * 16 if odd == 'other store' else UUID, 0, False)
