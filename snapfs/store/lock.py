@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.errors import Unavailable
+from snapfs.errors import Refused, Unavailable
 from snapfs.store.durable import Disk
 from snapfs.world import World
 
@@ -74,7 +74,10 @@ class StoreLock:
                     ) from None
                 time.sleep(limits.LOCK_RETRY_SECONDS)
         self._fd = fd
-        self.describe(mountpoint)
+        try:
+            self.describe(mountpoint)
+        except Refused:
+            pass  # the disk is full: the lock holds all the same
 
     def describe(self, mountpoint: str) -> None:
         """Write who holds the lock (this process, as of now) for others to read."""

@@ -58,21 +58,28 @@ def packs_on_disk(disk: Disk, root: Path) -> list[tuple[int, bytes]]:
     found = []
     for kind, folder in FOLDERS.items():
         for prefix in disk.listdir(root / folder):
-            for text in disk.listdir(root / folder / prefix):
-                try:
-                    name = bytes.fromhex(text)
-                except ValueError:
-                    name = b''
-                if (
-                    len(name) == limits.PACK_NAME_BYTES
-                    and pack_path(root, kind, name).name == text == prefix + text[2:]
-                ):
+            try:
+                texts = disk.listdir(root / folder / prefix)
+            except Corrupt as error:
+                log.error('%s; it is left alone', error)  # a pack in there that anybody names will be missed
+                continue
+            for text in texts:
+                name = _name_of(text)
+                if name is not None and text[:2] == prefix:
                     found.append((int(kind), name))
                 else:
                     log.warning(
                         'packs/%s/%s/%r is not called like a pack; it is left alone', folder, prefix, text
                     )
     return found
+
+
+def _name_of(text: str) -> bytes | None:
+    try:
+        name = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return name if name.hex() == text and len(name) == limits.PACK_NAME_BYTES else None
 
 
 def recover_pack(disk: Disk, root: Path, store_uuid: bytes, row: PackRow, floor: int) -> Recovered:

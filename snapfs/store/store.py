@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from snapfs import limits
@@ -107,10 +108,12 @@ class Store:
         process has it and keeps it for `wait_seconds`; Corrupt. `mountpoint` is what others are told about
         us."""
         path = path.resolve()
+        if not path.is_dir():
+            raise Invalid(f'{path} is not a snapfs store')
         store = cls(path, disk, world)
         try:
             store.superblock = decode_superblock(disk.read_file(path / 'superblock', SUPERBLOCK_BYTES))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise Invalid(f'{path} is not a snapfs store') from None
         store.lock.acquire(wait_seconds, mountpoint)
         try:
@@ -130,7 +133,7 @@ class Store:
         if in_force:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
         else:
-            self.catalog.set_setting('clean', 0)
+            self._with_reserve(lambda: self.catalog.set_setting('clean', 0))
         self.audit = AuditLog.open(disk, path / 'audit.log', self.world)
         self._parts.append(self.audit)
         committed = self.catalog.journal_sequence
@@ -160,7 +163,7 @@ class Store:
         if self.was_clean:
             opened = [row for row in opened if not self.chunks.writers[RecordKind(row.kind)].resume(row)]
         if opened or unknown:
-            self._recover_packs(opened + unknown, committed)
+            self._with_reserve(lambda: self._recover_packs(opened + unknown, committed))
 
     def _recover_packs(self, packs: list[PackRow], committed: int) -> None:
         floors = {row.name: row.bytes for row in packs}
@@ -257,6 +260,15 @@ class Store:
                 self.catalog.incident_add(scope, reason, self.world.time_ns())
         except SnapfsError as error:
             log.critical('the incident could not be recorded: %s', error)
+
+    def _with_reserve(self, step: Callable[[], None]) -> None:
+        """Do what opening needs, also on a full disk: otherwise nobody could come in to delete anything."""
+        try:
+            step()
+        except Refused:
+            if not self.give_up_reserve():
+                raise
+            step()
 
     # --- room --------------------------------------------------------------------------------------------
     def free_bytes(self) -> int:
