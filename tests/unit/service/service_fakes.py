@@ -58,6 +58,8 @@ class FakeEngine:
         await trio.sleep_forever()
 
     async def close(self) -> None:
+        if 'FAKE_CLOSE_FAILS' in os.environ:
+            raise Unavailable('the last commit failed')
         gate = os.environ.get('FAKE_CLOSE_GATE')
         if gate is not None:  # a named pipe: closing takes until somebody writes to it
             await trio.to_thread.run_sync(Path(gate).read_bytes)

@@ -59,7 +59,7 @@ class Serving:
         self.store = store
         self.started = threading.Event()
         self.start = start
-        self.thread = threading.Thread(target=trio.run, args=(self.main,))
+        self.thread = threading.Thread(target=trio.run, args=(self.main,), daemon=True)
 
     def __enter__(self):
         self.thread.start()
@@ -67,6 +67,8 @@ class Serving:
         return self
 
     def __exit__(self, *exc_info):
+        if self.start is not None:
+            self.start.set()
         trio.from_thread.run_sync(self.stop.set, trio_token=self.token)
         self.thread.join(10)
         assert not self.thread.is_alive()

@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+from dataclasses import replace
 
 import pytest
 from service_fakes import FakeEngine
@@ -69,6 +70,14 @@ async def test_deletion_and_its_taking_back(ask, engine):
     assert {one['name'] for one in await ask('snapshot.list')} == {'one', 'older'}
     with pytest.raises(Invalid, match='nothing that was deleted'):
         await ask('snapshot.undelete', request='house@one')
+
+
+async def test_what_a_commit_dropped_cannot_be_taken_back(ask, engine):
+    await ask('volume.create', name='home')
+    request = await ask('volume.delete', name='home')
+    engine.requests[0] = replace(engine.requests[0], kind='dropped')
+    with pytest.raises(Invalid, match='nothing that was deleted'):
+        await ask('snapshot.undelete', request=str(request['number']))
 
 
 async def test_holds(ask, engine):

@@ -195,6 +195,21 @@ def test_what_cannot_be_mounted_is_said_in_one_line(place, words, code, word):
     assert mount_of(place) is None and client.lock_is_free(place / 'store')
 
 
+def test_a_mount_that_fails_closes_the_store_in_good_order(place):
+    (place / 'store' / 'fake.json').unlink()  # written again by closing it
+    assert run('mount', f'{place}/store:home', place / 'mnt')[0] != 0
+    assert (place / 'store' / 'fake.json').exists()
+
+
+def test_umount_says_when_the_store_was_not_closed_cleanly(place):
+    run('mount', place / 'store', place / 'mnt', FAKE_CLOSE_FAILS='1')
+    end = daemon_of(place)
+    code, _out, err = run('umount', place / 'mnt')
+    assert code == Unavailable.exit_code and 'not closed cleanly' in err and err.count('\n') == 1
+    wait_for_end(end)
+    assert 'the last commit failed' in (place / 'store' / 'daemon.log').read_text()
+
+
 def test_a_bug_at_the_start_is_one_line_and_a_traceback_in_the_log(place):
     code, _out, err = run('mount', place / 'store', place / 'mnt', FAKE_BUG='1')
     assert code != 0 and 'a bug at the start' in err and err.count('\n') == 1

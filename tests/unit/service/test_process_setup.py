@@ -103,6 +103,7 @@ BACKGROUND = """
 import os, sys
 from snapfs.errors import Unavailable
 from snapfs.service import background, wire
+held = open('/etc/passwd')
 def target(report):
     {target}
 try:
@@ -133,6 +134,7 @@ def test_a_daemon_outlives_its_command_and_holds_nothing_of_it(tmp_path):
     assert os.path.exists(f'/proc/{pid}')
     assert sorted(os.listdir(f'/proc/{pid}/fd'))[:3] == ['0', '1', '2']
     assert {os.readlink(f'/proc/{pid}/fd/{fd}') for fd in (0, 1, 2)} == {'/dev/null'}
+    assert '/etc/passwd' not in {os.readlink(entry.path) for entry in os.scandir(f'/proc/{pid}/fd')}
     watch = os.pidfd_open(pid)
     gate.write_text('go')
     import select
