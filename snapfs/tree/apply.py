@@ -102,7 +102,6 @@ class _Apply:
             root = EMPTY
         else:
             root = Root(self.top.id, self.top.items, self.top.refs)
-            kept.add(self.top.id)
         dropped = [id for id in dict.fromkeys(self.dropped) if id not in kept]
         return Applied(root, dropped, [id for id in self.dropped_subtrees if id not in kept])
 
@@ -417,8 +416,7 @@ class _Apply:
             above += 1
         while above > number:
             level = builder.branch_level(above)
-            if not level.open.size:
-                builder.join(above)
+            builder.join(above)
             entry = level.open.pop()
             above -= 1
             if builder.take_back(above, entry.id):

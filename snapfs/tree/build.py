@@ -187,10 +187,7 @@ class Builder:
 
         Call only when passable(branch.level - 1)."""
         self._drain(branch.level - 1)
-        above = self.branch_level(branch.level)
-        above.open.append_slice(branch, first, last, lo)
-        if above.open.size > self.overfull:
-            self.settle(branch.level)
+        self.branch_level(branch.level).open.append_slice(branch, first, last, lo)
 
     def _drain(self, number: int) -> None:
         for below in range(number + 1):

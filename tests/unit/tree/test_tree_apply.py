@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -65,6 +66,11 @@ def test_the_old_tree_stays(store: NodeStore, root: Root) -> None:
 
 def test_the_same_items_again_make_the_same_tree(store: NodeStore, root: Root) -> None:
     applied = store.apply(root, changes=[item_at(index, 0) for index in range(0, COUNT, 50)])
+    assert applied == Applied(root, [], [])
+
+
+def test_cutting_all_off_and_storing_it_again_makes_the_same_tree(store: NodeStore, root: Root) -> None:
+    applied = store.apply(root, [(b'', KEY_END)], [item_at(index, 0) for index in range(COUNT)])
     assert applied == Applied(root, [], [])
 
 
@@ -131,6 +137,47 @@ def test_a_range_over_exactly_whole_nodes(store: NodeStore, root: Root, level: i
         assert kept == [key for key in map(key_at, range(COUNT)) if key < lo or key == last]
 
 
+@pytest.mark.parametrize('level', [0, 1, 2])
+@pytest.mark.parametrize('gap_items', [1, 8, 40])
+def test_a_gap_of_whole_nodes_is_filled(store: NodeStore, root: Root, level: int, gap_items: int) -> None:
+    """Nothing of the old tree stands beside what is put into the gap, at any level."""
+    bounds = [lo for lo, _ in children_at_level(store, root, level)]
+    before = store.reach(root.id)
+    for lo, hi in [(bounds[0], bound) for bound in bounds[1:]] + list(pairwise(bounds)):
+        first = next(index for index in range(COUNT) if key_at(index) >= lo)
+        inside = [index for index in range(first, COUNT) if key_at(index) < hi][:gap_items]
+        applied = store.apply(root, [(lo, hi)], [item_at(index, 1) for index in inside])
+        verify(applied.root, store.load, target_bytes=TARGET)
+        assert store.dropped(applied) == before - store.reach(applied.root.id)
+        kept = [key for key, _ in range_items(applied.root, b'', KEY_END, store.load)]
+        outside = (index for index in range(COUNT) if not lo <= key_at(index) < hi)
+        assert kept == [key_at(index) for index in sorted([*outside, *inside])]
+
+
+def leaf_indexes(store: NodeStore, id: bytes) -> list[int]:
+    by_key = {key_at(index): index for index in range(COUNT)}
+    return [by_key[key] for key in store.load(id).keys]
+
+
+@pytest.mark.parametrize('place', ['inside', 'end'])
+def test_a_small_rest_joins_a_changed_left_neighbour_and_spares_the_right_one(
+    store: NodeStore, root: Root, place: str
+) -> None:
+    leaves = [id for _, id in children_at_level(store, root, 0)]
+    branch = store.load(children_at_level(store, root, 1)[2][1])
+    assert isinstance(branch, Branch)
+    position = 2 if place == 'inside' else len(branch.children) - 2
+    number = leaves.index(branch.children[position])
+    changed, emptied, right = (leaf_indexes(store, id) for id in leaves[number : number + 3])
+    changes = [item_at(changed[0], 1)] + [(key_at(index), None) for index in emptied[1:]]
+    store.loads.clear()
+    applied = store.apply(root, changes=changes)
+    assert leaves[number + 2] not in store.loads
+    assert applied.root.items == COUNT - len(emptied) + 1
+    assert right
+    verify(applied.root, store.load, target_bytes=TARGET)
+
+
 def test_a_node_just_made_is_taken_back_before_anybody_sees_it(store: NodeStore) -> None:
     """A tree of small nodes, changed under a larger node size: left of the gap a small old node passed, and
     left of that stands a new one that its parent needs after all."""
@@ -178,6 +225,21 @@ def test_random_inserts_keep_nodes_half_full_of_what_they_may_hold(store: NodeSt
     assert shape.node_bytes[0] / shape.nodes[0] >= TARGET
 
 
+def test_replacing_items_leaves_the_leaves_as_they_are(store: NodeStore) -> None:
+    """What goes and what comes are both counted: a full leaf is not cut for having been changed."""
+    indexes = list(range(COUNT))
+    random.Random(7).shuffle(indexes)
+    root = EMPTY
+    for first in range(0, COUNT, 50):
+        chosen = sorted(indexes[first : first + 50])
+        root = store.apply(root, changes=[item_at(index, 0) for index in chosen]).root
+    before = len(nodes_of(store, root, 0))
+    assert max(store.load(id).plain_bytes for id in nodes_of(store, root, 0)) > 1.9 * TARGET
+    for first in range(8):
+        root = store.apply(root, changes=[item_at(index, 1) for index in range(first, COUNT, 8)]).root
+    assert len(nodes_of(store, root, 0)) == before
+
+
 def test_random_deletions_keep_nodes_filled(store: NodeStore, root: Root) -> None:
     indexes = list(range(COUNT))
     random.Random(6).shuffle(indexes)
@@ -219,17 +281,32 @@ def test_one_chunk_in_two_places_is_known_where_it_can_be(store: NodeStore) -> N
     assert get(applied.root, key_b, store.load) == value
 
 
-def test_slices_are_short(store: NodeStore) -> None:
-    """However many changes fall into one gap or one leaf, pauses are few nodes apart."""
+@pytest.mark.parametrize('target_bytes', [TARGET, limits.NODE_BYTES_TARGET])
+def test_slices_are_short(store: NodeStore, target_bytes: int) -> None:
+    """However many changes fall into one gap or one leaf, pauses are few nodes apart, on all levels."""
     items = [item_at(index, 0) for index in range(30_000)]
-    small = run_apply(apply(EMPTY, (), items[:10]), store.load_many, store.keep).root
-    leaf_items = 2 * limits.NODE_BYTES_TARGET // 40
+    small = store.apply(EMPTY, (), items[:10], target_bytes).root
+    node_items = 2 * target_bytes // 40
     for root, changes in ((EMPTY, items), (small, items[10:])):
         slices: list[list[tuple[bytes, bytes]]] = []
-        run_apply(apply(root, (), changes), store.load_many, slices.append)
+        run_apply(apply(root, (), changes, target_bytes=target_bytes), store.load_many, slices.append)
         made = [sum(store_items(plain) for _, plain in nodes) for nodes in slices]
-        assert max(made) <= limits.TREE_SLICE_ITEMS + 4 * leaf_items
+        assert max(made) <= limits.TREE_SLICE_ITEMS + 4 * node_items
         assert len(slices) >= len(changes) // limits.TREE_SLICE_ITEMS
+
+
+def test_reading_ahead_is_limited(store: NodeStore) -> None:
+    items = [item_at(index, 0) for index in range(10_000)]
+    root = run_apply(apply(EMPTY, (), items), store.load_many, store.keep).root
+    groups: list[int] = []
+
+    def load(ids: list[bytes]) -> list[Node]:
+        groups.append(len(ids))
+        return store.load_many(ids)
+
+    run_apply(apply(root, (), [item_at(index, 1) for index in range(0, 10_000, 9)]), load, store.keep)
+    assert max(groups) == limits.TREE_READ_AHEAD_NODES
+    assert groups.count(limits.TREE_READ_AHEAD_NODES) > 1
 
 
 def store_items(plain: bytes) -> int:

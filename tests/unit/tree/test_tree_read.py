@@ -100,6 +100,7 @@ def test_pages_add_up(store: NodeStore, root: Root, limit: int) -> None:
     while True:
         page = range_page(root, lo, KEY_END, limit, store.load)
         found += page
+        assert len(page) <= limit
         if len(page) < limit:
             break
         lo = page[-1][0] + b'\0'
@@ -129,7 +130,9 @@ def test_leaf_ids_are_those_a_scan_reads(store: NodeStore, root: Root) -> None:
     every = leaves(store, root)
     assert leaf_ids(root, b'', KEY_END, 10**6, store.load) == every
     assert not set(store.loads) & set(every)
+    store.loads.clear()
     assert leaf_ids(root, b'', KEY_END, 5, store.load) == every[:5]
+    assert len(store.loads) == 2
     for lo, hi in ((0, 1), (300, 304), (500, 1300), (1795, 1796)):
         store.loads.clear()
         list(range_items(root, key_at(lo), key_at(hi), store.load))
