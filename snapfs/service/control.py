@@ -66,6 +66,9 @@ class ControlServer:
                 if os.path.lexists(path):
                     os.unlink(path)
                 listener.bind(path)
+                if os.geteuid() == 0:  # the owner may command his store also when root has mounted it
+                    owner = self.store.stat()
+                    os.chown(path, owner.st_uid, owner.st_gid)
         finally:
             os.umask(mask)
         listener.listen(limits.CONTROL_CONNECTIONS_MAX)

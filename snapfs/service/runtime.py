@@ -45,7 +45,10 @@ def write_entry(entry: Entry, uid: int, directories: list[Path] | None = None) -
     for directory in directories or runtime_directories(uid):
         path = directory / _file_name(entry.device)
         try:
-            directory.mkdir(mode=0o755 if uid == 0 else 0o700, exist_ok=True)
+            if not directory.is_dir():
+                directory.mkdir(mode=0o700)
+                # Past the umask. Not only root may own a store that root mounted, and look for it here.
+                directory.chmod(0o755 if uid == 0 else 0o700)
             if not _trusted(directory, uid, stat.S_ISDIR):
                 continue
             path.unlink(missing_ok=True)

@@ -75,6 +75,16 @@ async def test_only_its_owner_may_connect(store):
             await ask(store, 'x')
 
 
+async def test_the_owner_may_command_what_root_has_mounted(store):
+    if os.geteuid() != 0:
+        return  # the socket of a user is his own anyway: the test above
+    os.chown(store, 4711, 4712)
+    async with serving(store) as server:
+        status = (store / 'control.sock').stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (4711, 4712, 0o600)
+        assert server.allowed == {0, 4711}
+
+
 async def test_a_long_name_is_no_obstacle(tmp_path):
     store = tmp_path / ('x' * 120) / ('y' * 100)
     store.mkdir(parents=True)

@@ -28,6 +28,16 @@ def test_what_is_written_is_found(place):
     assert runtime.find_entry(MOUNT, [place]) == again
 
 
+def test_a_daemons_umask_does_not_hide_what_root_tells(place, monkeypatch):
+    before = os.umask(0o077)
+    try:
+        path = runtime.write_entry(ENTRY, UID, [place])
+    finally:
+        os.umask(before)
+    shown = 0o755 if UID == 0 else 0o700
+    assert (place.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (shown, shown & ~0o111)
+
+
 def test_a_second_directory_stands_in(place, tmp_path):
     blocked = tmp_path / 'missing' / 'run'
     assert runtime.write_entry(ENTRY, UID, [blocked, place]) == place / '0-57.json'
