@@ -37,11 +37,6 @@ class CountCache(Generic[K, V]):
             if len(entries) > self._max:
                 del entries[next(iter(entries))]
 
-    def drop(self, key: K) -> None:
-        """Forget a value."""
-        with self._lock:
-            self._entries.pop(key, None)
-
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

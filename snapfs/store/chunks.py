@@ -331,8 +331,6 @@ class ChunkStore:
     def _read_again(self, run: list[tuple[Location, bytes]], found: dict[bytes, bytes], gone: _Gone) -> None:
         """A pack was gone: its chunks may have moved (repacking). Look the locations up again, once."""
         ids = [id for _, id in run]
-        for id in ids:
-            self._locations.drop(id)
         for id, location in self._locate(ids).items():
             try:
                 self._read_run(

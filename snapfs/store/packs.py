@@ -109,7 +109,7 @@ class OpenPack:
     synced_records: int
     entries: list[PackEntry] | None  # None: a continued pack, whose first entries are only in the file
     named: bool  # the directory entry is durable
-    tail_dirty: bool = False  # the file may be longer than `bytes`
+    reach: int = 0  # a write that failed may have left bytes up to here; more than `bytes`: a dirty tail
     sealed: bool = False  # the footer is written
 
     def durable_row(self) -> PackRow:
@@ -168,9 +168,8 @@ class PackWriter:
             with self._lock:
                 pack = self._room(HEADER_BYTES + len(records[start][1]))
                 entries, buffers, end = self._fit(pack, records, start)
-                pack.tail_dirty = True
+                pack.reach = max(pack.reach, end)
                 self._disk.pwrite(pack.fd, buffers, pack.bytes)
-                pack.tail_dirty = False
                 pack.bytes = end
                 pack.records += len(entries)
                 if pack.entries is not None:
@@ -242,12 +241,11 @@ class PackWriter:
             ]
             if len(pack.entries) != pack.records:
                 raise Corrupt(f'pack {pack.name.hex()}: {len(pack.entries)} records, {pack.records} expected')
-        if pack.tail_dirty:
+        if pack.reach > pack.bytes:
             self._disk.truncate(pack.fd, pack.bytes)
         footer = encode_footer(pack.entries, pack.bytes, pack.name)
-        pack.tail_dirty = True
+        pack.reach = pack.bytes + len(footer)
         self._disk.pwrite(pack.fd, [footer], pack.bytes)
-        pack.tail_dirty = False
         pack.bytes += len(footer)
         pack.entries = []  # they are in the footer from here on
         pack.sealed = True
@@ -290,7 +288,7 @@ class PackWriter:
             self._open = None
             for pack in packs:
                 try:
-                    if pack.tail_dirty and self._disk.latched is None:
+                    if pack.reach > pack.bytes and self._disk.latched is None:
                         self._disk.truncate(pack.fd, pack.bytes)
                 finally:
                     self._disk.close(pack.fd)

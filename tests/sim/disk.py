@@ -77,7 +77,9 @@ class SimDisk(Disk):
         self.space: int | None = None
         self.history: list[str] = []
         self.calls = dict.fromkeys(KINDS, 0)
-        self._random = None if seed is None else random.Random(seed)  # short writes, when there is a seed
+        self._random = (
+            None if seed is None else random.Random(seed)
+        )  # short reads and writes, when there is a seed
         self._faults: dict[tuple[str, int], int] = {}
         self._lock = threading.RLock()
         self._names: dict[Path, File | None] = {}  # now
@@ -199,6 +201,8 @@ class SimDisk(Disk):
 
     def _sys_pread(self, fd: int, count: int, offset: int) -> bytes:
         self._call('read', fd)
+        if self._random is not None and count > 1 and self._random.random() < 0.2:
+            count = self._random.randrange(1, count)
         return super()._sys_pread(fd, count, offset)
 
     def _sys_preadv_nowait(self, fd: int, buffer: bytearray, offset: int) -> int:

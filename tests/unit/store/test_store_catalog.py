@@ -266,6 +266,13 @@ def test_impossible_packs_are_corrupt(catalog, statement):
     again.close()
 
 
+def test_a_commit_is_synced(catalog):
+    again = reopened(catalog)
+    assert again._writer.execute('PRAGMA synchronous').fetchone() == (2,), 'FULL'
+    assert again._writer.execute('PRAGMA journal_mode').fetchone() == ('wal',)
+    again.close()
+
+
 def test_files_of_the_catalog_are_private(catalog):
     catalog.commit(commit_of(CHUNKS[:10]))
     names = ('catalog.sqlite', 'catalog.sqlite-wal', 'catalog.sqlite-shm')

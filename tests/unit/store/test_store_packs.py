@@ -192,6 +192,38 @@ def test_disk_full_while_sealing_is_tried_again(sim):
     assert decode_footer(footer, len(data), numbers.packs[number][0])[: len(entries)] == entries
 
 
+def test_what_a_full_disk_left_behind_the_records_is_not_left_behind_the_footer(sim):
+    writer, numbers = writer_on(sim, bytes_max=60_000)
+    ((_, before),) = list(writer.append(encoded(plains_of(1, 3))))
+    sim.space = 20_000
+    with pytest.raises(Refused):
+        list(writer.append(encoded(plains_of(2, 18))))
+    sim.space = None
+    writer.bytes_max = 10_000
+    runs = list(writer.append(encoded(plains_of(4, 5, size=9_000))))
+    data = content(sim, numbers, 1)
+    name = numbers.packs[1][0]
+    entries = decode_footer(data[footer_offset(data[-TRAILER_BYTES:], len(data)) :], len(data), name)
+    assert entries == before + runs[0][1]
+
+
+def test_what_is_appended_during_a_sync_is_not_durable_by_it(sim, monkeypatch):
+    writer, _ = writer_on(sim, bytes_max=limits.MIB)
+    list(writer.append(encoded(plains_of(1, 3))))
+    real = sim.sync_data
+
+    def slow(fd):
+        real(fd)
+        list(writer.append(encoded(plains_of(2, 4))))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sim, 'sync_data', slow)
+        (row,) = writer.sync()
+    assert row.records == 3
+    (row,) = writer.sync()
+    assert row.records == 7
+
+
 def test_disk_full_while_beginning_a_pack_leaves_no_file(sim, tmp_path_factory):
     writer, _ = writer_on(sim)
     sim.space = 10

@@ -54,7 +54,9 @@ def test_recovery_can_be_repeated(sim, abandoned):
     assert path.read_bytes() == data
 
 
-@pytest.mark.parametrize('torn', ['garbage', 'half a record', 'half a header', 'wrong payload', 'zeros'])
+@pytest.mark.parametrize(
+    'torn', ['garbage', 'half a record', 'half a header', 'wrong payload', 'zeros', 'other kind']
+)
 def test_a_torn_tail_is_cut_off(sim, abandoned, torn):
     row, entries, path = abandoned
     data = bytearray(path.read_bytes())
@@ -68,6 +70,8 @@ def test_a_torn_tail_is_cut_off(sim, abandoned, torn):
         del data[valid + 20 :]
     elif torn == 'wrong payload':
         data[valid + HEADER_BYTES + 5] ^= 1
+    elif torn == 'other kind':
+        data[valid:] = b''.join(encoded([b'a node in a data pack'], RecordKind.NODE)[0])
     else:
         data[valid:] = bytes(len(data) - valid)
     path.write_bytes(data)
@@ -150,6 +154,25 @@ def test_a_pack_that_never_got_to_the_disk_goes(sim, abandoned, content):
     done = recover_pack(sim, sim.root, UUID, unknown(row), floor=0)
     assert (done.bytes, done.oddity) == (0, None)
     assert not path.exists()
+
+
+def test_a_pack_that_somebody_names_never_goes(sim, abandoned):
+    row, _, path = abandoned
+    path.write_bytes(bytes(row.bytes))
+    assert recover_pack(sim, sim.root, UUID, row, floor=row.bytes).oddity
+    assert path.read_bytes() == bytes(row.bytes)
+
+
+def test_a_whole_pack_of_a_killed_process_is_synced(sim):
+    """It may be in the page cache only; the catalog is about to say that it is sealed."""
+    writer, numbers = writer_on(sim, bytes_max=10_000)
+    list(writer.append(encoded(plains_of(1, 20))))
+    name, kind = numbers.packs[1]
+    path = pack_path(sim.root, kind, name)
+    assert footer_of(path, name)
+    assert sim._names[path].pending
+    assert recover_pack(sim, sim.root, UUID, PackRow(1, name, kind, 'open', 0, 0), 0).oddity is None
+    assert not sim._names[path].pending
 
 
 def test_only_files_called_like_packs_are_packs(sim, abandoned, caplog):
