@@ -228,6 +228,8 @@ def test_stream_comes_back() -> None:
         (b'\x91\xc4\x05abc', '0 elements'),
         (b'\x91\xdc\0\x41' + b'\0' * 65, 'not a msgpack stream'),
         (b'\x91\xa1a', 'not a msgpack stream'),
+        (b'\x91\x80', 'not a msgpack stream'),
+        (b'\x91\xc7\0\5', 'not a msgpack stream'),
         (b'\x91\x81\0\0', 'not a msgpack stream'),
         (b'\x91\xd6\xff\0\0\0\0', 'not a msgpack stream'),
         (b'\x91' * 5000, 'not a msgpack stream'),
