@@ -42,7 +42,7 @@ from snapfs import limits
 from snapfs.errors import Latched, Refused
 from snapfs.mount import nodeids
 from snapfs.mount.answers import translate_errors
-from snapfs.mount.attributes import MISSING, MISSING_NOW, dot_entry
+from snapfs.mount.attributes import MISSING, MISSING_NOW, absent, dot_entry
 from snapfs.mount.invalidate import Invalidator
 from snapfs.mount.namespace import Namespace
 from snapfs.mount.nodeids import INO_BITS, INO_MASK, TEXT_HANDLE
@@ -155,7 +155,7 @@ class Adapter(pyfuse3.Operations):
         parent = view.cached(parent_inode & INO_MASK) or await view.inode(parent_inode & INO_MASK)
         inode = await view.lookup(parent, name)
         if inode is None:
-            return MISSING
+            return absent(name, MISSING)
         return self._given(view, inode)
 
     async def _lookup_special(self, parent_node: int, name: bytes) -> EntryAttributes | None:
@@ -175,7 +175,7 @@ class Adapter(pyfuse3.Operations):
                 found = await space.place_or_tree(await place.parent_node())
             else:
                 found = await place.lookup(name)
-        return MISSING_NOW if found is None else self._given_place(found)
+        return absent(name, MISSING_NOW) if found is None else self._given_place(found)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         try:

@@ -7,6 +7,7 @@ that are computed (the root of a mount, `.snapshots`, `.snapfs`) have short ones
 
 from __future__ import annotations
 
+import errno
 import stat
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes
 
 from snapfs import limits
+from snapfs.errors import Refused
 
 if TYPE_CHECKING:
     from snapfs.volume.inode import Inode
@@ -84,6 +86,13 @@ def dot_entry(node: int) -> EntryAttributes:
     attributes.st_ino = node
     attributes.st_mode = stat.S_IFDIR
     return attributes
+
+
+def absent(name: bytes, answer: EntryAttributes) -> EntryAttributes:
+    """Return `answer`, which says that there is no such name. Refused(ENAMETOOLONG) when there cannot be."""
+    if len(name) > limits.NAME_BYTES_MAX:  # the kernel lets up to 1024 bytes through
+        raise Refused(errno.ENAMETOOLONG)
+    return answer
 
 
 MISSING = missing_entry(FOREVER)

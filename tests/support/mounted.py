@@ -114,12 +114,20 @@ class Mount:
         self._pid = 0
         self.check_log()
 
-    def kill(self) -> None:
-        """End the daemon as a crash would, and take away the dead mountpoint."""
+    def kill_while_busy(self) -> None:
+        """End the daemon as a crash would. The dead mountpoint stays, and what is open in it."""
         pid, self._pid = self._pid, 0
         os.kill(pid, signal.SIGKILL)
         until(lambda: not os.path.exists(f'/proc/{pid}'), 'the end of a killed daemon')
+
+    def end_dead_mount(self) -> None:
+        """Take away the mountpoint of a daemon that was killed."""
         run(SNAPFS, 'umount', self.path)
+
+    def kill(self) -> None:
+        """End the daemon as a crash would, and take away the dead mountpoint."""
+        self.kill_while_busy()
+        self.end_dead_mount()
 
     def restart(self, volume: str | None = None) -> None:
         """Unmount and mount again: nothing is in any cache then."""
