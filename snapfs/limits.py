@@ -72,6 +72,7 @@ CATALOG_CACHE_BYTES = 8 * MIB  # of each SQLite connection
 LOCATE_IDS_MAX = 500  # looked up by one statement
 INSERT_ROWS_MAX = 1000  # rows inserted by one statement
 READ_BYTES_MAX = 1 * MIB  # neighbouring records are joined into one read up to here
+READ_AHEAD_BYTES = 4 * MIB  # of a pack, when cold reads follow one another
 READ_GAP_BYTES_MAX = 16 * KIB  # records count as neighbours up to this distance
 PACK_FILES_OPEN_MAX = 128
 SCAN_WINDOW_BYTES = 256 * KIB  # read at once when a pack is scanned

@@ -307,7 +307,7 @@ class ChunkStore:
         if data is None:
             if not wait:
                 return False
-            data = self._disk.pread(file.fd, end - start, start)
+            data = file.pread_cold(end - start, start)
         self.read_bytes += len(data)
         view = memoryview(data)
         for location, id in run:

@@ -46,17 +46,28 @@ class PackFile:
     """An open pack to read from. Closed when the last user lets go of it, so that a full cache never pulls a
     descriptor away under a reader in another thread."""
 
-    __slots__ = ('_disk', 'fd', 'name')
+    __slots__ = ('_disk', 'cold_end', 'fd', 'name')
 
     def __init__(self, disk: Disk, path: Path, name: bytes) -> None:
         self.fd = -1
         self._disk = disk
         self.name = name
+        self.cold_end = -limits.READ_AHEAD_BYTES  # where the last read that had to wait ended
         self.fd = disk.open_read(path)
 
     def __del__(self) -> None:
         if self.fd >= 0:
             self._disk.close(self.fd)
+
+    def pread_cold(self, count: int, offset: int) -> Buffer:
+        """Read what the page cache does not have. When the last such read was near, what follows is asked for too:
+        files are mostly read in the order they were written."""
+        near = abs(offset - self.cold_end) <= limits.READ_AHEAD_BYTES
+        self.cold_end = offset + count
+        if near:
+            self._disk.read_ahead(self.fd, offset, limits.READ_AHEAD_BYTES)
+            self.cold_end = offset + limits.READ_AHEAD_BYTES
+        return self._disk.pread(self.fd, count, offset)
 
     def check_header(self, store_uuid: bytes, kind: int) -> None:
         """Raise Corrupt unless the file is the pack it is called, of this store and kind."""
