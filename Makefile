@@ -4,10 +4,11 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 SEEDS ?= 20
 
-.PHONY: help setup demo demo-stop test check crash sim bench ci
+.PHONY: help setup install demo demo-stop test check crash sim bench ci
 
 help:
 	@echo 'make setup       system packages, virtual environment, build: leaves $(VENV)/bin/snapfs'
+	@echo 'make install     as root: lets mount(8), fstab and systemd mount stores'
 	@echo 'make demo        the main job on a real mount, which stays for you to explore'
 	@echo 'make demo-stop   end the demonstration and remove its store'
 	@echo 'make test        all tests, mounts included (under 10 minutes)'
@@ -19,6 +20,9 @@ help:
 
 setup:
 	@./packaging/setup.sh $(VENV)
+
+install: setup
+	./packaging/install-helpers $(VENV)/bin units
 
 demo: setup
 	@$(PY) -m tools.demo

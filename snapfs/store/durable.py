@@ -42,6 +42,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.latched: str | None = None
+        self.syncs = 0  # file syncs asked of the disk below, the catalog's own not counted
         self._nowait = True
 
     # --- the latch ---------------------------------------------------------------------------------------
@@ -165,6 +166,7 @@ class Disk:
     def sync_data(self, fd: int) -> None:
         """Make a file's bytes and size durable. Any failure latches; there is no second try (P5)."""
         self.check()
+        self.syncs += 1
         try:
             self._sys_fdatasync(fd)
         except OSError as error:

@@ -230,6 +230,7 @@ class Store:
             'stored_bytes': chunks.stored_bytes,
             'read_bytes': chunks.read_bytes,
             'uncommitted_chunks': chunks.uncommitted,
+            'device_syncs': self.disk.syncs,
         }
 
     # --- the latch ---------------------------------------------------------------------------------------

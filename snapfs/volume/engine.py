@@ -151,11 +151,15 @@ class Engine(Administration):
             now = self.world.monotonic()
             full = self.store.journal.used_fraction > 0.5 or items > limits.MEMTABLE_ITEMS_COMMIT
             if full or (now - self.committer.last_commit > limits.COMMIT_SECONDS_MAX and self._changed()):
-                await self._guarded(self.committer.commit)
+                if await self._guarded(self.committer.commit) and not self.store.has_reserve:
+                    await self._guarded(self._restore_reserve)
                 self._last_record = now
             elif now - self._last_record > limits.JOURNAL_SECONDS_MAX:
                 await self._guarded(self.committer.sync)
                 self._last_record = now
+
+    async def _restore_reserve(self) -> None:
+        await self.world.run_in_thread(self.store.restore_reserve)
 
     def _changed(self) -> bool:
         return any(head.items() or head.buffered for head in self._head_by_number.values())
