@@ -417,7 +417,7 @@ class Adapter(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         head = self._heads.get(fh >> INO_BITS) or self._head(fh)
         inode = head.cached(fh & INO_MASK) or await head.inode(fh & INO_MASK)
-        return await head.write(inode, off, buf)
+        return await head.write(inode, off, buf, False)  # the kernel does it, and knows who may keep setuid
 
     async def release(self, fh: int) -> None:
         if fh >= TEXT_HANDLE:

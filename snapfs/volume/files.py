@@ -81,8 +81,8 @@ class Files(View):
         return len(self.changed) + sum(layer.items for layer in self.layers)
 
     # --- file data ---------------------------------------------------------------------------------------
-    async def write(self, inode: Inode, offset: int, data: bytes) -> int:
-        """Buffer `data` at `offset` and return its length. Clears setuid and setgid.
+    async def write(self, inode: Inode, offset: int, data: bytes, kill_privileges: bool = True) -> int:
+        """Buffer `data` at `offset` and return its length. Clears setuid and setgid unless told not to.
 
         Refused: EFBIG beyond the largest file, ENOSPC; waits while too much is dirty.
         """
@@ -109,7 +109,7 @@ class Files(View):
         if end > inode.size:
             inode.size = end
         inode.mtime_ns = inode.ctime_ns = self.core.world.time_ns()
-        if inode.mode & 0o6000:
+        if kill_privileges and inode.mode & 0o6000:
             drop_privileges(inode)
         inode.attributes = None
         if not inode.changed:
