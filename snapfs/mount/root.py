@@ -63,10 +63,8 @@ class MountRoot(Place):
         return result
 
     async def make_directory(self, name: bytes, mode: int, caller: Caller) -> EntryAttributes:
-        self._free(name)
-        await self.engine.volume_create(text_name(name), caller.uid, caller.gid, mode & 0o7777)
-        head = self._head(name)
-        assert head is not None, 'a volume was made and is not there'
+        self._not_ours(name)
+        head = await self.engine.volume_create(text_name(name), caller.uid, caller.gid, mode & 0o7777)
         return await self._entry(head, name)
 
     async def remove_directory(self, name: bytes, caller: Caller) -> None:
@@ -81,7 +79,7 @@ class MountRoot(Place):
         await self.engine.volume_delete(head.name, caller_name(caller))
 
     async def receive(self, source: Place, name: bytes, new_name: bytes, caller: Caller) -> None:
-        self._free(new_name)
+        self._not_ours(new_name)
         if isinstance(source, MountRoot):
             if self._head(name) is None:
                 raise Refused(errno.EPERM if name == CONTROL_NAME else errno.ENOENT)
@@ -91,8 +89,8 @@ class MountRoot(Place):
         else:
             raise Refused(errno.EPERM)
         head = self._head(new_name)
-        assert head is not None, 'a volume was renamed and is not there'
-        await self._entry(head, new_name)
+        if head is not None:  # nobody was quicker to rename it again
+            await self._entry(head, new_name)
 
     def refuse_tree(self) -> Refused:
         # As between two filesystems: `mv` then copies, and `mv DIRECTORY MOUNT/NAME` makes a volume of a
@@ -102,11 +100,9 @@ class MountRoot(Place):
     def _head(self, name: bytes) -> Head | None:
         return self.engine.head(text_name(name))
 
-    def _free(self, name: bytes) -> None:
+    def _not_ours(self, name: bytes) -> None:
         if name in (CONTROL_NAME, SNAPSHOTS_NAME):
             raise Refused(errno.EPERM)
-        if self._head(name) is not None:
-            raise Refused(errno.EEXIST)
 
     async def _entry(self, head: Head, name: bytes) -> EntryAttributes:
         attributes = self.namespace.attributes(head, await head.inode(limits.INO_ROOT))

@@ -82,7 +82,8 @@ class SnapshotsDirectory(Place):
         volume = self._head().name
         row = await self.engine.snapshot_create(volume, text_name(name), caller_name(caller))
         attributes = await self._entry(row, name)
-        assert attributes is not None, 'a snapshot without a root directory'
+        if attributes is None:
+            raise Refused(errno.ENOENT)  # somebody was quick to delete it
         return attributes
 
     async def remove_directory(self, name: bytes, caller: Caller) -> None:
@@ -92,8 +93,6 @@ class SnapshotsDirectory(Place):
     async def receive(self, source: Place, name: bytes, new_name: bytes, caller: Caller) -> None:
         self._only_at_top()
         volume, new = self._head().name, text_name(new_name)
-        if self._find(new_name) is not None:
-            raise Refused(errno.EEXIST)
         if isinstance(source, Trash):
             await source.take_back_snapshot(name, volume, new)
         elif isinstance(source, SnapshotsDirectory):
@@ -104,8 +103,8 @@ class SnapshotsDirectory(Place):
         else:
             raise Refused(errno.EPERM)
         row = self._find(new_name)
-        assert row is not None, 'a snapshot was renamed and is not there'
-        await self._entry(row, new_name)
+        if row is not None:  # nobody was quicker to rename it again
+            await self._entry(row, new_name)
 
     def _top(self) -> bool:
         return self.ino == limits.INO_ROOT

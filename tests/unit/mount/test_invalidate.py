@@ -78,15 +78,17 @@ async def test_a_rollback_leads_the_name_of_the_volume_to_the_new_view(kit: Kit)
 async def test_a_rollback_of_the_mounted_volume(kit: Kit) -> None:
     alone = Kit(kit.engine, 'home')
     await alone.write('kept', b'old')
+    await alone.write('lost', b'')
     await alone.mkdir('.snapshots/s')
+    await alone.unlink('lost')
     await alone.write('new', b'')
     kept, new = await alone.node('kept'), await alone.node('new')
     await kit.engine.volume_rollback('home', 's', 'me')
     outdated = await forgotten(alone)
     names = {name for node, name in outdated.entries if node == ROOT}
-    assert names >= {b'kept', b'.snapshots', b'.snapfs'}
+    assert names == {b'kept', b'lost', b'new', b'.snapshots', b'.snapfs'}
     assert {ROOT, kept, new} <= set(outdated.nodes)
-    assert await alone.list('') == [b'kept']
+    assert sorted(await alone.list('')) == [b'kept', b'lost']
     assert await alone.node('kept') != kept
 
 
@@ -104,9 +106,10 @@ async def test_it_is_sent_later_and_from_a_thread(
         await trio.testing.wait_all_tasks_blocked()
     assert sender.sent == [Outdated(((ROOT, b'home'),))]
     await one.stop()
+    await kit.node('house')
     await kit.engine.volume_rename('house', 'home')
     await trio.testing.wait_all_tasks_blocked()
-    assert len(sender.sent) == 1
+    assert await one.collect() == Outdated(((ROOT, b'house'),)), 'nobody has taken it'
 
 
 async def test_a_failure_is_logged_and_the_next_is_sent(

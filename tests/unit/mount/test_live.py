@@ -139,6 +139,14 @@ async def test_every_entry_the_kernel_learns_is_counted(kit: Kit) -> None:
     assert kit.adapter._counts[home] == home_count, '. and .. do not count'
 
 
+async def test_a_file_known_by_its_handle_alone_is_in_use(kit: Kit) -> None:
+    file = await kit.write('home/a', b'still here')
+    await kit.adapter.forget([(file, 1)])
+    await kit.adapter.lookup(file, b'.', ADMIN)
+    await kit.adapter.unlink(await kit.node('home'), b'a', ADMIN)
+    assert await kit.adapter.read(file, 0, 100) == b'still here'
+
+
 async def test_a_listing_goes_on_where_it_stopped(kit: Kit) -> None:
     wanted = {b'%d' % number for number in range(150)}
     for name in wanted:

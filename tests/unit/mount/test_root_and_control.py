@@ -19,6 +19,9 @@ async def test_volumes_are_made_renamed_and_removed(kit: Kit) -> None:
     entry = await kit.stat('work')
     assert (stat.S_IMODE(entry.st_mode), entry.st_uid) == (0o750, USER.uid)
     assert await kit.list('') == [b'home', b'work']
+    known = kit.adapter._counts[await kit.node('work')]
+    await kit.list('')
+    assert kit.adapter._counts[await kit.node('work')] == known + 2, 'the listing and the look-up'
     async with refused(errno.EEXIST):
         await kit.mkdir('home')
     async with refused(errno.EEXIST):
@@ -158,7 +161,10 @@ async def test_a_deleted_volume_can_be_taken_back(kit: Kit) -> None:
         await kit.adapter.getattr(file, ADMIN)
     assert await kit.read(f'{trash}/tree/f') == b'precious'
     assert f"take back: mv '{trash}' 'home'\n".encode() in await kit.read(f'{trash}/request')
+    tree = await kit.node(f'{trash}/tree')
     await kit.rename(trash, 'back')
+    async with refused(errno.ESTALE):
+        await kit.adapter.getattr(tree, ADMIN)
     assert await kit.read('back/f') == b'precious'
     assert await kit.node('back/f') == file
     # The kernel has had the file in use all the time: its name may go, the file stays.

@@ -38,6 +38,7 @@ async def test_snapshots_is_everywhere_and_listed_nowhere(kit: Kit) -> None:
     await kit.mkdir('home/.snapshots/monday')
     assert not await kit.exists('home/.snapshots/monday/.snapshots')
     assert not await kit.exists('.snapshots')
+    assert not await kit.exists('home/.snapfs')
     assert not await kit.exists('home/.snapshots/.snapshots')
     await kit.rmdir('home/docs')
 
@@ -253,6 +254,8 @@ async def test_snapshots_of_a_removed_directory_are_stale(kit: Kit) -> None:
         await kit.adapter.getattr(place, ADMIN)
     async with refused(errno.ESTALE):
         await kit.entries(place)
+    async with refused(errno.ESTALE):
+        await kit.adapter.lookup(place, b'x', ADMIN)
 
 
 @pytest.mark.parametrize('count', [40])
