@@ -60,3 +60,10 @@ def test_an_aligned_block_is_kept_without_a_copy():
     inode.write(64, data)
     assert inode.blocks[1] is data
     assert inode.read(64, 64) is data
+
+
+def test_an_emptied_file_keeps_no_block():
+    inode = new()
+    inode.write(0, b'some')
+    inode.resize(0)
+    assert not inode.blocks
