@@ -241,6 +241,15 @@ def decode_records(
             parts = []
 
 
+def peek_frame(buffer: Buffer, store_uuid: bytes, offset: int) -> tuple[int, int] | None:
+    """Return (sequence, part) of what begins like a frame of this store at `offset`, whole or not;
+    None when nothing does. For tools that say why reading stopped; nothing else may go by it."""
+    if len(buffer) < offset + FRAME_HEADER_BYTES:
+        return None
+    magic, _, sequence, part, _, _, uuid = _FRAME.unpack_from(buffer, offset)
+    return (sequence, part) if magic == FRAME_MAGIC and uuid == store_uuid else None
+
+
 def _decode_frame_header(
     view: memoryview, store_uuid: bytes, offset: int
 ) -> tuple[int, int, bool, memoryview] | None:
