@@ -1,4 +1,4 @@
-"""L0 world: clock, randomness and threads; all nondeterminism comes from here, so that a simulation can replay.
+"""L0 world: clock, randomness and threads. All nondeterminism is here, so that a simulation can replay.
 
 Trio is imported on first use: the command line's `--help` must not pay for it.
 """
@@ -15,7 +15,7 @@ T = TypeVar('T')
 
 
 class World:
-    """The real world. A simulation subclasses it. Every method may be called from any thread except the async ones."""
+    """The real world; a simulation subclasses it. Any thread, except for the async methods."""
 
     def time_ns(self) -> int:
         """Return wall-clock time in nanoseconds since 1970. May jump."""

@@ -60,7 +60,8 @@ class PackFile:
             self._disk.close(self.fd)
 
     def pread_cold(self, count: int, offset: int) -> Buffer:
-        """Read what the page cache does not have. When the last such read was near, what follows is asked for too:
+        """Read what the page cache does not have. When the last such read was near, what follows is asked for
+        too:
         files are mostly read in the order they were written."""
         near = abs(offset - self.cold_end) <= limits.READ_AHEAD_BYTES
         self.cold_end = offset + count
