@@ -92,6 +92,7 @@ class Run:
         self.steps: list[str] = []
         self.models: dict[int, Node] = {}  # by view number, of snapshots and of deleted volumes
         self._taken: set[str] = set()
+        self.busy: int | None = None  # the one volume that files are changed in while other tasks run
         root = self.folder / 'root'
         root.mkdir(parents=True)
         self.disk = ImagingDisk(root, self.seed)
@@ -125,9 +126,9 @@ class Run:
         cut = self.disk.events + 1 - self._first
         if cut % self.options.every != self.seed % self.options.every:
             return
-        for copy in range(self.options.images_per_event):
-            seed = (self.seed * 10_000 + cut) * 10 + copy
-            self.image(f'{cut}-{copy}', f'cut {cut} (before {what}), kept by seed {seed}', seed)
+        for number in range(self.options.images_per_event):
+            seed = (self.seed * 10_000 + cut) * 10 + number
+            self.image(f'{cut}-{number}', f'cut {cut} (before {what}), kept by seed {seed}', seed)
 
     def image(self, name: str, note: str, seed: int) -> Image:
         """Write what a power cut now would leave."""
@@ -149,7 +150,8 @@ class Run:
         await self.finish()
 
     async def step(self, name: str) -> None:
-        self.steps.append(name)
+        if name != 'file':
+            self.steps.append(name)
         await getattr(self, name)()
 
     async def finish(self) -> None:
@@ -175,12 +177,14 @@ class Run:
         self.workloads[number] = Workload(pair, self.chance.randrange(1 << 30), self.profile.sizes)
 
     def _some(self) -> tuple[int, Pair]:
-        return self.chance.choice(sorted(self.pairs.items(), key=lambda item: item[0]))
+        if self.busy is not None:
+            return self.busy, self.pairs[self.busy]
+        return self.chance.choice(list(self.pairs.items()))
 
     async def file(self) -> None:
         """Do one operation on a file."""
         number, _ = self._some()
-        self.steps[-1] = await self.workloads[number].step()
+        self.steps.append(await self.workloads[number].step())
         self._record()
 
     async def sync(self) -> None:
@@ -247,7 +251,7 @@ class Run:
         self.oracle.promised(before)
 
     async def snapshot(self) -> None:
-        number, pair = self._some()
+        number, pair = self.chance.choice(list(self.pairs.items()))
         name = self._unused('s')
         before = self.oracle.now
         self.oracle.pending = Pending(self.oracle.registry, before, snapshot=(number, name))
@@ -262,8 +266,13 @@ class Run:
         self.oracle.promised(before)
         self.models[row.number] = copy.deepcopy(pair.root)
 
-    def _some_snapshot(self) -> tuple[int, str, Tree] | None:
-        known = [(*key, tree) for key, tree in self.oracle.registry.snapshots.items() if key[0] in self.pairs]
+    def _some_snapshot(self, quiet: bool = False) -> tuple[int, str, Tree] | None:
+        """Return one of the snapshots; `quiet`: of a volume that no other task is changing."""
+        known = [
+            (*key, tree)
+            for key, tree in self.oracle.registry.snapshots.items()
+            if key[0] in self.pairs and not (quiet and key[0] == self.busy)
+        ]
         return self.chance.choice(known) if known else None
 
     async def delete(self) -> None:
@@ -299,7 +308,7 @@ class Run:
             self.oracle.settled()
 
     async def clone(self) -> None:
-        found = self._some_snapshot()
+        found = self._some_snapshot(quiet=True)
         if found is None or len(self.pairs) >= 3:
             return
         number, name, tree = found
@@ -314,7 +323,7 @@ class Run:
         self._record()
 
     async def rollback(self) -> None:
-        found = self._some_snapshot()
+        found = self._some_snapshot(quiet=True)
         if found is None:
             return
         number, name, tree = found
@@ -328,13 +337,15 @@ class Run:
         self.oracle.settled()
         plain = self.oracle.registry.without_snapshot(number, 'safety')
         self.oracle.registry = plain.with_snapshot(number, row.name, self.oracle.history[before][number])
+        # Other volumes may have gone on meanwhile; this one is the snapshot at every moment since.
+        self.oracle.history[before:] = [{**one, number: tree} for one in self.oracle.history[before:]]
         self.models[row.number] = pair.root
         pair.head, pair.root = self._head(number), copy.deepcopy(self.models[target])
-        self._record()
-        self.oracle.promised(self.oracle.now)
+        self.oracle.promised(before)
 
     async def volume_delete(self) -> None:
-        free = [n for n in self.pairs if not any(key[0] == n for key in self.oracle.registry.snapshots)]
+        kept = {self.busy} | {key[0] for key in self.oracle.registry.snapshots}
+        free = [number for number in self.pairs if number not in kept]
         if not free or len(self.pairs) < 2:
             return
         number = self.chance.choice(sorted(free))
@@ -349,4 +360,4 @@ class Run:
         self.models[pair.head.number] = pair.root
         self.oracle.births[number] = tree
         self._record()
-        self.oracle.promised(self.oracle.now)
+        self.oracle.promised(before)

@@ -1,4 +1,4 @@
-"""Power cut at every sync and every commit of short workloads; what is reopened is a moment of their history."""
+"""Power cut at every sync and every commit of short workloads; what is left is a moment of their history."""
 
 from __future__ import annotations
 
