@@ -99,7 +99,6 @@ class Bench:
             self.finish()
         for filesystem in self.filesystems:
             if filesystem.memory_most:
-                self.values[filesystem.name]['memory_now'] = [filesystem.memory_now / 1024]
                 self.values[filesystem.name]['memory_most'] = [filesystem.memory_most / 1024]
 
     def finish(self) -> None:

@@ -80,6 +80,7 @@ class Filesystem:
         self.directory = directory / self.name
         self.mountpoint = self.directory / 'mnt'
         self.home = self.mountpoint
+        self.stays = False  # mounted: `go_cold` then only drops the kernel's caches
         self.memory_now = 0  # KiB, of the daemon when it was last seen
         self.memory_most = 0
 
@@ -144,10 +145,11 @@ class Filesystem:
 
     def go_cold(self) -> None:
         """Forget all caches: mount anew where that keeps the files."""
-        if self.persists:
+        remount = self.persists and not self.stays
+        if remount:
             self.leave()
         drop_caches()
-        if self.persists:
+        if remount:
             self.mount()
 
     def wait_until_mounted(self, process: subprocess.Popen[bytes] | None = None) -> None:

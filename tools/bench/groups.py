@@ -243,6 +243,20 @@ def sparse(filesystem: Filesystem, job: Job) -> Values:
     return {'sparse': watch.seconds * 1000}
 
 
+def memory(filesystem: Filesystem, job: Job) -> Values:
+    """Everything above once more under one daemon, then a look at its size. In the first round only."""
+    if job.seed or filesystem.pid() is None:
+        return {}
+    filesystem.stays = True
+    try:
+        for work in (tree, sequential, small, create, snapshot, sparse):
+            work(filesystem, job)
+        filesystem.weigh()
+        return {'memory_now': filesystem.memory_now / 1024}
+    finally:
+        filesystem.stays = False
+
+
 def mounting(filesystem: Filesystem, job: Job) -> Values:
     """Unmount and mount again."""
     mounted, unmounted = [], []
@@ -265,6 +279,7 @@ GROUPS: dict[str, Callable[[Filesystem, Job], Values]] = {
     'create': create,
     'snapshot': snapshot,
     'sparse': sparse,
+    'memory': memory,
     'mounting': mounting,
 }
 EXPECTED = (OSError, subprocess.SubprocessError)

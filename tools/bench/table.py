@@ -45,7 +45,8 @@ def cell(metric: Metric, value: float | None, null: float | None, is_null: bool)
         return '–'
     text = f'{number(value)} {metric.unit}'.rstrip()
     if value and null and not is_null and metric.compare:
-        text += f' ({metric.ratio(value, null):.2g} ×)'
+        ratio = metric.ratio(value, null)
+        text += f' ({ratio:.0f} ×)' if ratio >= 100 else f' ({ratio:.2g} ×)'
     return text
 
 
