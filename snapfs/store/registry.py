@@ -76,6 +76,12 @@ class Registry:
             )
             return _volume(db, number)
 
+    def volume_discard(self, volume: int) -> None:
+        """Remove a volume that never had a commit: its making was refused, so there is nothing to request."""
+        with self._catalog.transaction() as db:
+            changed = db.execute('DELETE FROM volume WHERE volume = ? AND root IS NULL', (volume,)).rowcount
+            assert changed == 1, f'volume {volume} has been committed'
+
     def volume_rename(self, volume: int, name: str) -> VolumeRow:
         """Give a volume another name."""
         stored = check_name(name, 'volume')

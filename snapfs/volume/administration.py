@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import trio
 
@@ -29,6 +31,8 @@ from snapfs.volume.view import SnapshotView
 Listener = Callable[[str, int, str, int], None]
 
 ROOT_MODE = stat.S_IFDIR | 0o755
+
+T = TypeVar('T')
 
 
 class Administration:
@@ -120,6 +124,28 @@ class Administration:
         """Return the deletion requests for snapshots and volumes, oldest first."""
         return [self._requests[number] for number in sorted(self._requests)]
 
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One administrative change at a time; a disk that fails under one stops all writing."""
+        async with self._turn:
+            with self.core.latching():
+                yield
+
+    def _with_reserve(self, step: Callable[[], T]) -> T:
+        """Do a small durable step; on a full disk the reserve is given up for it, so that deleting stays
+        possible.
+        """
+        try:
+            return step()
+        except Refused as error:
+            if error.errno != errno.ENOSPC or not self.store.give_up_reserve():
+                raise
+            return step()
+
+    def _audit(self, event: str, **details: Any) -> None:
+        # The line is durable before its effect: it says what was asked for, whether or not it is granted.
+        self._with_reserve(lambda: self.store.audit.append({'event': event, **details}))
+
     def _volume(self, name: str) -> Head:
         head = self._heads.get(name)
         if head is None:
@@ -143,17 +169,26 @@ class Administration:
     # --- volumes -----------------------------------------------------------------------------------------
     async def volume_create(self, name: str, uid: int, gid: int, mode: int = 0o755) -> Head:
         """Make an empty volume whose root directory belongs to `uid` and `gid`."""
-        async with self._turn:
+        async with self._alone():
             await self.core.budget.admit(limits.KIB)
+            self._audit('volume-create', name=name, uid=uid)
             row = self.store.registry.volume_add(name, self.core.world.time_ns())
             head = self._adopt_head(row)
             self.make_root(head, uid, gid, mode)
-            await self.committer.commit()
-            self.store.audit.append(
-                {'event': 'volume-create', 'volume': row.volume, 'name': name, 'uid': uid}
-            )
+            try:
+                await self.committer.commit()
+            except Refused:
+                await self._discard(head)
+                raise
             self._tell('volume-added', row.volume, row.name, row.number)
         return head
+
+    async def _discard(self, head: Head) -> None:
+        """Undo the making of a volume whose first commit the full disk refused."""
+        async with self.committer.commit_lock, self.core.flush_lock:  # no commit may be about to name it
+            self.store.registry.volume_discard(head.row.volume)
+            self._drop_head(head)
+            del self._heads[head.name]
 
     def _adopt_head(self, row: VolumeRow) -> Head:
         head = Head(self.core, row)
@@ -176,7 +211,7 @@ class Administration:
 
     async def volume_rename(self, old: str, new: str) -> Head:
         """Give a volume another name."""
-        async with self._turn:
+        async with self._alone():
             head = self._volume(old)
             row = self.store.registry.volume_rename(head.row.volume, new)
             del self._heads[old]
@@ -187,12 +222,15 @@ class Administration:
 
     async def volume_delete(self, name: str, who: str) -> RequestRow:
         """Request the deletion of a volume with all its files. Held while it has snapshots."""
-        async with self._turn:
+        async with self._alone():
             head = self._volume(name)
             await self.committer.commit_and_hold()
             try:
-                self._audit_request('volume-delete', head.row.volume, name, who)
-                request = self.store.registry.volume_delete(head.row.volume, who, self.core.world.time_ns())
+                self._audit('volume-delete', volume=head.row.volume, name=name, who=who)
+                now = self.core.world.time_ns()
+                request = self._with_reserve(
+                    lambda: self.store.registry.volume_delete(head.row.volume, who, now)
+                )
                 self._drop_head(head)
                 del self._heads[name]
             finally:
@@ -213,13 +251,11 @@ class Administration:
 
     async def volume_clone(self, volume: str, snapshot: str, new_name: str) -> Head:
         """Make a volume whose content is a snapshot's. Costs the same at any size."""
-        async with self._turn:
+        async with self._alone():
             origin = self.snapshot_find(volume, snapshot)
+            self._audit('volume-clone', name=new_name, origin=origin.number)
             row = self.store.registry.volume_add(new_name, self.core.world.time_ns(), origin)
             head = self._adopt_head(row)
-            self.store.audit.append(
-                {'event': 'volume-clone', 'volume': row.volume, 'name': new_name, 'origin': origin.number}
-            )
             self._tell('volume-added', row.volume, row.name, row.number)
         return head
 
@@ -229,7 +265,7 @@ class Administration:
 
         The volume gets a new view number: open files of the old state become stale.
         """
-        async with self._turn:
+        async with self._alone():
             head = self._volume(volume)
             target = self.snapshot_find(volume, snapshot)
             await self.committer.commit_and_hold()
@@ -237,23 +273,16 @@ class Administration:
                 now = self.core.world.time_ns()
                 stamp = datetime.fromtimestamp(now // 10**9, UTC).strftime('%Y-%m-%dT%H.%M.%SZ')
                 name = self._free_name(head.row.volume, f'before-rollback-{stamp}')
+                volume_number = head.row.volume
+                self._audit('rollback', volume=volume_number, to=target.number, safety=name, who=who)
                 row, safety = self.store.registry.volume_rollback(
-                    head.row.volume, target.number, name, who, now
+                    volume_number, target.number, name, who, now
                 )
                 self._drop_head(head)
                 self._adopt_head(row)
                 self._snapshots[row.volume][name] = safety
             finally:
                 self.committer.let_go()
-            self.store.audit.append(
-                {
-                    'event': 'rollback',
-                    'volume': row.volume,
-                    'to': target.number,
-                    'safety': safety.number,
-                    'who': who,
-                }
-            )
             self._tell('volume-rolled-back', row.volume, volume, head.number)
             self._tell('snapshot-added', row.volume, name, safety.number)
         return safety
@@ -268,7 +297,7 @@ class Administration:
     # --- snapshots ---------------------------------------------------------------------------------------
     async def snapshot_create(self, volume: str, name: str, who: str) -> SnapshotRow:
         """Take a snapshot: everything written before this call is in it (P6)."""
-        async with self._turn:
+        async with self._alone():
             head = self._volume(volume)
             if name in self.snapshots_of(head.row.volume):
                 raise Refused(errno.EEXIST, f'there is a snapshot {volume}@{name} already')
@@ -281,7 +310,7 @@ class Administration:
 
     async def snapshot_rename(self, volume: str, name: str, new_name: str) -> SnapshotRow:
         """Give a snapshot another name."""
-        async with self._turn:
+        async with self._alone():
             row = self.snapshot_find(volume, name)
             renamed = self.store.registry.snapshot_rename(row.number, new_name)
             rows = self._snapshots[row.volume]
@@ -295,19 +324,16 @@ class Administration:
 
     async def snapshot_delete(self, volume: str, name: str, who: str) -> RequestRow:
         """Request the deletion of a snapshot. Held while a hold is on it. Costs the same at any size."""
-        async with self._turn:
+        async with self._alone():
             row = self.snapshot_find(volume, name)
-            self._audit_request('snapshot-delete', row.volume, f'{volume}@{name}', who)
-            request = self.store.registry.snapshot_delete(row.number, who, self.core.world.time_ns())
+            self._audit('snapshot-delete', volume=row.volume, name=f'{volume}@{name}', who=who)
+            now = self.core.world.time_ns()
+            request = self._with_reserve(lambda: self.store.registry.snapshot_delete(row.number, who, now))
             del self._snapshots[row.volume][name]
             self._requests[request.number] = request
             self._tell('snapshot-removed', row.volume, name, row.number)
             self._tell('request-added', row.volume, name, request.number)
         return request
-
-    def _audit_request(self, event: str, volume: int, name: str, who: str) -> None:
-        # The line is durable before its effect: it says what was asked for, whether or not it is granted.
-        self.store.audit.append({'event': event, 'volume': volume, 'name': name, 'who': who})
 
     async def snapshot_undelete(
         self, number: int, new_name: str | None = None, new_volume: str | None = None
@@ -315,27 +341,27 @@ class Administration:
         """Take back the request for a snapshot, under its own name and volume or others. Refused(ENOENT,
         EEXIST).
         """
-        async with self._turn:
+        async with self._alone():
             self._request(number, 'snapshot')
             volume = self._volume(new_volume).row.volume if new_volume is not None else None
+            self._audit('snapshot-undelete', request=number, name=new_name, volume=new_volume)
             row = self.store.registry.snapshot_undelete(number, new_name, volume)
             request = self._requests.pop(number)
             self._views.pop(row.number, None)
             self._snapshots.setdefault(row.volume, {})[row.name] = row
-            self.store.audit.append({'event': 'snapshot-undelete', 'request': number, 'name': row.name})
             self._tell('request-removed', row.volume, request.name, number)
             self._tell('snapshot-added', row.volume, row.name, row.number)
         return row
 
     async def volume_undelete(self, number: int, new_name: str | None = None) -> Head:
         """Take back the request for a volume, under its own name or another. Refused(ENOENT, EEXIST)."""
-        async with self._turn:
+        async with self._alone():
             request = self._request(number, 'volume')
+            self._audit('volume-undelete', request=number, name=new_name)
             row = self.store.registry.volume_undelete(number, new_name)
             del self._requests[number]
             self._views.pop(row.number, None)
             head = self._adopt_head(row)
-            self.store.audit.append({'event': 'volume-undelete', 'request': number, 'name': row.name})
             self._tell('request-removed', row.volume, request.volume_name, number)
             self._tell('volume-added', row.volume, row.name, row.number)
         return head
@@ -351,16 +377,16 @@ class Administration:
         self, volume: str, snapshot: str, hold: str, who: str, why: str, until_ns: int | None = None
     ) -> HoldRow:
         """Hold a snapshot: it cannot be deleted until the hold is released or `until_ns` has passed."""
-        async with self._turn:
+        async with self._alone():
             row = self.snapshot_find(volume, snapshot)
             wanted = HoldRow(row.number, hold, who, why, self.core.world.time_ns(), until_ns)
             return self.store.registry.hold_add(wanted)
 
     async def hold_release(self, volume: str, snapshot: str, hold: str) -> None:
         """Release a hold. Refused(ENOENT)."""
-        async with self._turn:
+        async with self._alone():
             row = self.snapshot_find(volume, snapshot)
-            self.store.audit.append({'event': 'hold-release', 'snapshot': row.number, 'hold': hold})
+            self._audit('hold-release', snapshot=row.number, hold=hold)
             self.store.registry.hold_release(row.number, hold)
 
     def hold_list(self, volume: str, snapshot: str) -> list[HoldRow]:

@@ -22,13 +22,13 @@ from typing import Any
 import trio
 
 from snapfs import limits
-from snapfs.errors import Latched, Refused
+from snapfs.errors import Refused
 from snapfs.format.journal import NewChunk, VolumeDelta, encode_record_frames
 from snapfs.format.records import RecordKind
 from snapfs.store.rows import Commit, HeadUpdate, RequestPart
 from snapfs.tree import Applied, Built, Need, apply
 from snapfs.volume.core import Core
-from snapfs.volume.flush import Job, flush, freeze, is_full
+from snapfs.volume.flush import Job, flush, freeze, is_full, thaw
 from snapfs.volume.head import Head
 from snapfs.volume.inode import Inode
 from snapfs.volume.memtable import Layer
@@ -82,7 +82,7 @@ class Committer:
         """
         self.counts['fsyncs'] += 1
         before = self._moments
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self.core.latching():
             async with self.core.flush_lock:
                 if self._durable > before:
                     return
@@ -154,6 +154,8 @@ class Committer:
         """Put the changes of moments that came to nothing back under what was changed since."""
         for moment in moments:
             head = moment.head
+            # The flush of another head failed, and the turn of this one never came.
+            thaw(head, moment.inodes)
             if head.recording is moment.layer:
                 moment.layer.absorb(head.fresh)
                 moment.layer.drops += head.fresh.drops
@@ -202,11 +204,8 @@ class Committer:
 
     async def _durably(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call something that syncs, in a thread. A failure stops all writing for good (P5)."""
-        try:
+        with self.core.latching():
             return await self.core.world.run_in_thread(function, *arguments)
-        except Latched as error:
-            self.core.fail(error)
-            raise
 
     def _refuse_when_stopped(self) -> None:
         if self.core.budget.stopped is not None:
@@ -217,7 +216,7 @@ class Committer:
         """Bring all buffered bytes into packs; nothing becomes durable by it. Refused(ENOSPC) when the disk
         is full.
         """
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self.core.latching():
             async with self.core.flush_lock:
                 self.counts['flushes'] += 1
                 for head in list(self._heads()):
@@ -231,7 +230,7 @@ class Committer:
 
         Errors as `sync`.
         """
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self.core.latching():
             async with self.commit_lock:
                 await self._commit(keep_lock=False)
 
@@ -241,7 +240,7 @@ class Committer:
 
         After a replay, and at the end.
         """
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self.core.latching():
             async with self.commit_lock:
                 await self._commit(keep_lock=True, always=True)
                 self.core.flush_lock.release()

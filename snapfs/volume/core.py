@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -158,9 +159,10 @@ class Core:
 
         The caller holds `flush_lock`. Refused(ENOSPC) when the disk below is full, its reserve included.
         """
-        if sum(map(len, regions)) < THREAD_BYTES_MIN:
-            return self._put_regions(regions)
-        return await self.world.run_in_thread(self._put_regions, regions)
+        with self.latching():
+            if sum(map(len, regions)) < THREAD_BYTES_MIN:
+                return self._put_regions(regions)
+            return await self.world.run_in_thread(self._put_regions, regions)
 
     def _put_regions(self, regions: Sequence[Buffer]) -> list[list[tuple[int, bytes]]]:
         cuts = [self._cutter.cut(region) for region in regions]
@@ -182,6 +184,15 @@ class Core:
         self.damaged[what] = view
         if not known and self.budget.stopped is None:
             self.store.registry.mark_damaged(view, self.world.time_ns())
+
+    @contextmanager
+    def latching(self) -> Iterator[None]:
+        """Around all that writes: when the disk below latches, writing stops, and that is recorded."""
+        try:
+            yield
+        except Latched as error:
+            self.fail(error)
+            raise
 
     def fail(self, error: Latched) -> None:
         """Stop writing for good: a sync failed or a promise cannot be kept (P5)."""

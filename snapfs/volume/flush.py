@@ -82,10 +82,15 @@ async def flush(core: Core, job: Job) -> None:
         if batch:
             await _store_batch(core, job, batch)
     finally:
-        for inode in job.inodes:
-            if inode.flushing is not None:
-                _thaw(head, inode)
-        head.reclaim_waiting()
+        thaw(head, job.inodes)
+
+
+def thaw(head: Head, inodes: list[Inode]) -> None:
+    """Undo `freeze` for those inodes whose bytes did not get into packs. No await."""
+    for inode in inodes:
+        if inode.flushing is not None:
+            _thaw(head, inode)
+    head.reclaim_waiting()
 
 
 def _thaw(head: Head, inode: Inode) -> None:
