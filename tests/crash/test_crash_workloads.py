@@ -10,6 +10,7 @@ import pytest
 from snapfs import limits
 from tests.crash.run import Options, Profile, Run
 from tests.crash.verify import verify
+from tests.sim.disk import PowerCut
 
 SEEDS = int(os.environ.get('SNAPFS_SEEDS', '4'))
 
@@ -40,3 +41,25 @@ async def test_a_power_cut_leaves_a_moment_of_the_history(
     assert len(run.images) > 10
     for image in run.images:
         await verify(image)
+
+
+def _bytes_of(root: Path) -> dict[str, bytes | None]:
+    found = sorted(root.rglob('*'))
+    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in found}
+
+
+@pytest.mark.parametrize('cut', [3, 9, 16])
+async def test_an_image_is_what_a_power_cut_leaves(tmp_path: Path, cut: int) -> None:
+    """Workloads run once, and an image is made before each event; to cut for real gives the same bytes."""
+    whole = Run(tmp_path / 'whole', PROFILES[2], 1)
+    await whole.run()
+    image = whole.images[cut - 1]
+    run = Run(tmp_path / 'cut', PROFILES[2], 1)
+    run.options.cut_at = cut
+    run.options.images_per_event = 0
+    with pytest.raises(PowerCut):
+        await run.run()
+    left = run.disk.crash(image.seed, tmp_path / 'left')
+    run.disk.forget()
+    assert _bytes_of(left) == _bytes_of(image.path), image.note
+    assert run.oracle.allowed() == image.allowed, image.note
