@@ -243,6 +243,7 @@ class Administration:
     def _drop_head(self, head: Head) -> None:
         """Forget a head whose committed state is in the catalog, with what was written since."""
         del self._head_by_number[head.number]
+        head.dropped = True
         for inode in head.buffered.values():
             if inode.buffer is not None:
                 self.core.budget.taken(-inode.buffer.cost)

@@ -167,6 +167,16 @@ class Buffer:
         self.fresh = []
         return result
 
+    def unlog(self, start: int, end: int) -> None:
+        """Count what is still here of [start, end) as fresh again: the record that had it came to nothing."""
+        for position in range(max(bisect_right(self.starts, start) - 1, 0), len(self.starts)):
+            low = self.starts[position]
+            if low >= end:
+                break
+            high = low + len(self.pieces[position])
+            if high > start:
+                self.fresh.append((max(low, start), min(high, end)))
+
     def fresh_bytes(self) -> int:
         """Return an upper bound of the bytes `take_fresh` would return."""
         return sum(end - start for start, end in self.fresh)

@@ -117,6 +117,8 @@ class Committer:
             head = moment.head
             if fitted or whole:
                 head.logged.absorb(moment.layer)
+                if not fitted:
+                    head.logged.drops += moment.layer.drops  # no record has them, should the commit fail
                 head.recording = None
                 head.stack()
         if not fitted and not whole:
@@ -164,7 +166,7 @@ class Committer:
             for ino, start, data in moment.writes:
                 inode = head.buffered.get(ino)
                 if inode is not None and inode.buffer is not None:
-                    inode.buffer.fresh.append((start, start + len(data)))
+                    inode.buffer.unlog(start, start + len(data))
 
     async def _write_record(self, moments: list[Moment]) -> bool:
         """Sync packs, then write and sync the record (P4); return False when the journal has no room for it."""

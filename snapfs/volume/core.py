@@ -51,6 +51,8 @@ class Budget:
         self.dirty += cost
         if self.dirty > limits.DIRTY_BYTES_FLUSH:
             self.flush_wanted.set()
+        if cost < 0:
+            self.make_room()
 
     def given_back(self, cost: int) -> None:
         """Account for bytes that are in packs now, and let waiting writers go on."""

@@ -52,6 +52,7 @@ class Files(View):
         self.frozen: Layer | None = None
         self.changed: list[Inode] = []  # inodes whose value the newest layer does not have yet
         self.buffered: dict[int, Inode] = {}  # inodes with a buffer
+        self.dropped = False  # deleted or rolled back: no longer the state of any volume
         self.stack()
 
     def stack(self) -> None:
@@ -99,6 +100,8 @@ class Files(View):
         budget.allowance -= need
         buffer = inode.buffer
         if buffer is None:
+            if self.dropped:  # while this call waited; nobody would ever flush it
+                raise Refused(errno.ESTALE)
             buffer = inode.buffer = Buffer()
             self.buffered[inode.ino] = inode
             before = 0
@@ -133,6 +136,8 @@ class Files(View):
 
     async def _shrink(self, inode: Inode, size: int) -> None:
         """Cut the file at `size`, keeping the first part of a chunk that lies across it as buffered bytes."""
+        if self.dropped:
+            raise Refused(errno.ESTALE)
         if size >= inode.size:
             return
         across = (
@@ -143,6 +148,8 @@ class Files(View):
             offset, _, chunk_id = across[0]
             head = (await self.core.chunk(chunk_id))[: size - offset]
         removed = await self._allocated_from(inode, size) if size else inode.allocated
+        if not inode.allocated:
+            across, head = [], b''  # emptied meanwhile: what was read must not come back
         start = across[0][0] if across else size
         self._cut(inode, start, removed + len(head), keep_buffer_to=size)
         if head:

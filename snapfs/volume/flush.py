@@ -102,6 +102,7 @@ def _thaw(head: Head, inode: Inode) -> None:
     inode.buffer = frozen.laid_over(inode.buffer)
     head.core.budget.dirty += inode.buffer.cost - before
     head.buffered[inode.ino] = inode
+    head.mark(inode)  # some of its regions may be stored, and its allocated size with them
 
 
 async def _regions(head: Files, inode: Inode) -> AsyncIterator[Region]:

@@ -41,11 +41,13 @@ class Head(Files):
     # --- entries -----------------------------------------------------------------------------------------
     def _add_entry(self, parent: Inode, cookie: int, entry: Entry) -> None:
         """Put a new entry into a directory. The caller has looked that there is none of that name."""
-        old = self._known(parent, cookie)
-        if len(old) >= limits.HASH_COLLISIONS_MAX:
-            raise Refused(errno.ENOSPC, 'too many names of this directory share one hash')
-        self._store_entries(parent, cookie, tuple(sorted((*old, entry))))
+        self._store_entries(parent, cookie, tuple(sorted((*self._known(parent, cookie), entry))))
         parent.size += 1
+
+    def _refuse_crowd(self, parent: Inode, cookie: int) -> None:
+        """Refuse one more name with this hash if there are too many. Asked before anything changes."""
+        if len(self._known(parent, cookie)) >= limits.HASH_COLLISIONS_MAX:
+            raise Refused(errno.ENOSPC, 'too many names of this directory share one hash')
 
     def _remove_entry(self, parent: Inode, cookie: int, name: bytes) -> None:
         """Take an entry out of a directory. The caller has looked that it is there."""
@@ -101,8 +103,11 @@ class Head(Files):
     def _touch(self, directory: Inode, now: int) -> None:
         directory.mtime_ns = directory.ctime_ns = now
         self.mark(directory)
-        if directory.complete and directory.size > limits.DIRECTORY_COMPLETE_ENTRIES_MAX:
+        known = directory.entries
+        if known is not None and len(known) > limits.DIRECTORY_COMPLETE_ENTRIES_MAX:
             self._forget_entries(directory)
+        elif self._entries_cached > limits.DIRECTORY_CACHE_ENTRIES:
+            self._shrink_directories(directory)
 
     # --- making ------------------------------------------------------------------------------------------
     async def make(
@@ -126,6 +131,7 @@ class Head(Files):
                 mode |= stat.S_ISGID
         if directory and parent.nlink >= limits.NLINK_MAX:
             raise Refused(errno.EMLINK)
+        self._refuse_crowd(parent, cookie)
         now = self.core.world.time_ns()
         self.mark(
             parent
@@ -171,6 +177,7 @@ class Head(Files):
             raise Refused(errno.ENOENT)
         if inode.nlink >= limits.NLINK_MAX:
             raise Refused(errno.EMLINK)
+        self._refuse_crowd(parent, cookie)
         now = self.core.world.time_ns()
         self._add_entry(parent, cookie, (name, inode.ino, inode.mode >> 12))
         inode.nlink += 1
@@ -317,7 +324,7 @@ class Head(Files):
                 raise Refused(errno.EEXIST)
             if victim is None and flags & RENAME_EXCHANGE:
                 raise Refused(errno.ENOENT)
-            if inode is victim and not flags & RENAME_EXCHANGE:
+            if inode is victim:
                 return None  # two names of one file: POSIX wants nothing done
             await self._refuse_loop(inode, new_parent)
             if victim is not None and flags & RENAME_EXCHANGE:
@@ -382,7 +389,9 @@ class Head(Files):
             if victim.is_directory() and victim.size:
                 raise Refused(errno.ENOTEMPTY)
         now = self.core.world.time_ns()
-        new_cookie = self.core.name_hash(new_name)
+        cookie, new_cookie = self.core.name_hash(name), self.core.name_hash(new_name)
+        if victim is None and (parent is not new_parent or cookie != new_cookie):
+            self._refuse_crowd(new_parent, new_cookie)
         if victim is not None:
             self._remove_entry(new_parent, new_cookie, new_name)
             if directory:
@@ -391,7 +400,7 @@ class Head(Files):
                 self._orphan(victim, now)
             else:
                 self._drop_link(victim, now)
-        self._remove_entry(parent, self.core.name_hash(name), name)
+        self._remove_entry(parent, cookie, name)
         self._add_entry(new_parent, new_cookie, (new_name, inode.ino, inode.mode >> 12))
         if directory and parent is not new_parent:
             parent.nlink -= 1

@@ -31,6 +31,7 @@ Drop = tuple[int, int, int]
 ABSENT: Any = object()  # "this layer says nothing": look into the next one
 
 _EXTENT_SHIFTED = int(ItemKind.EXTENT)
+_XATTR = int(ItemKind.XATTR)
 OFFSET_END = 1 << 63
 
 
@@ -65,6 +66,8 @@ class Layer:
             if old is not None:
                 self.superseded.append(old[1])
             self.offsets.pop(ino, None)
+        elif kind == _XATTR and suffix in table:
+            self._supersede(kind, (table[suffix],))
         table[suffix] = value
         self.items += 1
 

@@ -72,16 +72,23 @@ class View:
         return inode
 
     async def _inode_value(self, ino: int) -> Any:
-        for layer in self.layers:
-            value = layer.inodes.get(ino)
-            if value is not None:
-                return value
-            if ino in layer.gone:
+        key = keys.inode_key(ino)
+        value: Any
+        while True:
+            for layer in self.layers:
+                value = layer.inodes.get(ino)
+                if value is not None:
+                    return value
+                if ino in layer.gone:
+                    raise Refused(errno.ESTALE)
+            try:
+                value = get(self.root, key, self.core.nodes.load)
+            except NotCached as missing:
+                await self.core.nodes.fetch(missing.id)  # the layers may have changed: look there again
+                continue
+            if value is None:
                 raise Refused(errno.ESTALE)
-        value = await self._get(keys.inode_key(ino))
-        if value is None:
-            raise Refused(errno.ESTALE)
-        return value
+            return value
 
     def _remember(self, inode: Inode) -> None:
         inodes = self.inodes
@@ -108,17 +115,6 @@ class View:
             directory.complete = False
 
     # --- the tree below the layers -----------------------------------------------------------------------
-    async def _get(self, key: bytes) -> Any:
-        load = self.core.nodes.load
-        while True:
-            root = self.root
-            try:
-                value = get(root, key, load)
-            except NotCached as missing:
-                await self.core.nodes.fetch(missing.id)
-            else:
-                return value
-
     async def _page(self, low: bytes, high: bytes, count: int) -> list[tuple[bytes, Any]]:
         root = self.root
         load = self.core.nodes.load
@@ -126,11 +122,15 @@ class View:
 
     async def _find(self, ino: int, kind: int, suffix: Any, key: bytes) -> Any:
         """Return the value of one item, or None."""
-        for layer in self.layers:
-            value = layer.find(ino, kind, suffix)
-            if value is not ABSENT:
-                return value
-        return await self._get(key)
+        while True:
+            for layer in self.layers:
+                value = layer.find(ino, kind, suffix)
+                if value is not ABSENT:
+                    return value
+            try:
+                return get(self.root, key, self.core.nodes.load)
+            except NotCached as missing:
+                await self.core.nodes.fetch(missing.id)  # the layers may have changed: look there again
 
     async def _merged(
         self, ino: int, kind: int, after: Any, first: bytes, count: int
@@ -240,7 +240,9 @@ class View:
             if inode is not keep and inode.entries is not None:
                 self._forget_entries(inode)
             if self._entries_cached <= limits.DIRECTORY_CACHE_ENTRIES // 2:
-                break
+                return
+        # Entries of directories that were dropped from memory since were counted as well.
+        self._entries_cached = sum(len(inode.entries or ()) for inode in self.inodes.values())
 
     def directory(self, inode: Inode) -> Inode:
         """Return `inode` if it is a directory; Refused(ENOTDIR) otherwise."""
