@@ -50,6 +50,10 @@ class Parts(Protocol):
         """Answer the kernel until the mount is gone, or `terminate` was called."""
         ...
 
+    async def settled(self) -> None:
+        """Return when the kernel knows what a command has changed."""
+        ...
+
     def terminate(self) -> None:
         """Make `serve` return although the mount is still there."""
         ...
@@ -80,6 +84,10 @@ class RealParts:
         assert self._adapter is not None, 'nothing is mounted'
         await session.serve()
         await self._adapter.stop()
+
+    async def settled(self) -> None:
+        assert self._adapter is not None, 'nothing is mounted'
+        await self._adapter.invalidator.settled()
 
     def terminate(self) -> None:
         from snapfs.mount import session

@@ -53,6 +53,7 @@ class Daemon:
         failure: BaseException | None = None
         async with trio.open_nursery() as background:
             await background.start(engine.run)
+            background.start_soon(self._trim_memory, engine)
             try:
                 operations = self.parts.operations(engine, self.request)
                 hello = self._attach(operations)
@@ -65,6 +66,16 @@ class Daemon:
             background.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    async def _trim_memory(self, engine: Engine) -> None:
+        """Give free memory back to the system when a burst of work is over."""
+        trimmed: object = None
+        while True:
+            await self.world.sleep(limits.MALLOC_TRIM_SECONDS)
+            done = engine.status()['counters']
+            if done != trimmed:
+                await self.world.run_in_thread(process.trim_memory)
+                trimmed = done
 
     async def _open(self) -> Engine:
         store = self.request.store
@@ -99,7 +110,9 @@ class Daemon:
 
     async def _serve(self, engine: Engine, hello: control.Hello) -> None:
         async def handler(call: wire.Request, peer: sockets.Peer) -> object:
-            return await commands.dispatch(engine, call, peer, asdict(hello))
+            answer = await commands.dispatch(engine, call, peer, asdict(hello))
+            await self.parts.settled()  # who goes on after a rollback must not meet what the kernel remembers
+            return answer
 
         server = control.ControlServer(self.request.store, hello, handler)
         signals = trio.CancelScope()
