@@ -42,6 +42,7 @@ class Budget:
         self.items = 0  # items in memtables, as of the last look
         self.allowance = 0  # bytes that may be taken before the disk below is looked at again
         self.full = False  # the last flush or commit found no room on the disk below
+        self.failed: SnapfsError | None = None  # why the last flush or commit could not be done, if not so
         self.stopped: SnapfsError | None = None  # why nothing is written any more
         self.flush_wanted = trio.Event()
         self._room = trio.Event()
@@ -88,6 +89,8 @@ class Budget:
                 break  # a single write larger than the limit
             if self.full:
                 raise Refused(errno.ENOSPC)
+            if self.failed is not None:
+                raise self.failed
             self.flush_wanted.set()
             await self._room.wait()
         if self.allowance < count:

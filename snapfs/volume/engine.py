@@ -178,12 +178,15 @@ class Engine(Administration):
             return False
         except SnapfsError as error:
             log.error('background work failed: %s', error)
+            self.core.budget.failed = error
+            self.core.budget.make_room()  # nobody may wait for ever
             return False
         except Exception as error:
             log.exception('bug: background work failed')
             self.core.fail(Latched(f'a bug stopped the background work: {error!r}'))
             return False
         self.core.budget.full = False
+        self.core.budget.failed = None
         return True
 
     # --- durability --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from snapfs import limits
-from snapfs.errors import Refused
+from snapfs.errors import Corrupt, Refused
 from snapfs.format.records import RecordKind
 from snapfs.volume.engine import Engine
 from snapfs.volume.head import RENAME_EXCHANGE, Head
@@ -338,4 +338,31 @@ async def test_a_long_attribute_replaced_at_once_is_given_up(engine: Engine) -> 
     await head.xattr_set(root, b'user.a', b'1' * 2000)
     await head.xattr_set(root, b'user.a', b'2' * 2000)
     assert len(head.fresh.superseded) == 1
+    await engine.close()
+
+
+async def test_writers_are_told_when_damage_keeps_bytes_from_being_stored(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    head, root = await volume(engine)
+    file = await head.make(root, b'f', FILE, 0, 0)
+    await head.write(file, 0, b'old' * 3000)
+    await engine.commit()
+
+    async def chunks_of(ids: Any) -> Any:
+        assert ids
+        raise Corrupt('damaged')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.core, 'chunks_of', chunks_of)
+        await head.write(file, 10, b'new')
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engine.run)
+            with pytest.raises(Corrupt), trio.fail_after(60):
+                for number in range(40):
+                    await head.write(file, (number + 1) * limits.MIB, bytes(limits.MIB - 100))
+            nursery.cancel_scope.cancel()
+    assert await engine._guarded(engine.committer.flush)
+    await head.write(file, 0, b'again')
+    assert engine.core.budget.failed is None
     await engine.close()
