@@ -302,7 +302,7 @@ class Run:
             self.oracle.settled()
             self._add_pair(head, copy.deepcopy(self.models[row.view]))
             self._record()
-        elif row.volume in self.pairs:
+        elif row.volume in self.pairs and (row.volume, row.name) not in self.oracle.registry.snapshots:
             self.oracle.pending = Pending(left.with_snapshot(row.volume, row.name, tree), low)
             await self.engine.snapshot_undelete(row.number)
             self.oracle.settled()
