@@ -108,7 +108,7 @@ async def test_a_full_disk_refuses_and_breaks_nothing(
     await run.open()
     refused = 0
     for _ in range(5):
-        run.disk.fail('write', errno.ENOSPC, after=chance.randrange(8), count=chance.randrange(1, 6))
+        run.disk.fail('write', errno.ENOSPC, after=chance.randrange(8), count=chance.randrange(2, 7))
         error = await _steps(run, chance)
         if error is None:
             break
