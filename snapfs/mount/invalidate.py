@@ -103,11 +103,29 @@ class Invalidator:
         self._scope: trio.CancelScope | None = None
         self._root_head = namespace.root_head
         self._wake = trio.Event()
+        self._changes = 0  # noted so far
+        self._told = 0  # how many of these the kernel was told of
+        self._progress = trio.Event()
 
     def changed(self, *_: object) -> None:
         """Note that volumes or snapshots changed; the listener for `Engine.on_change`. Does not block."""
         self._namespace.refresh()
+        self._changes += 1
         self._wake.set()
+
+    async def settled(self) -> None:
+        """Return when the kernel was told of every change up to now, or does not listen for too long.
+
+        Never from a handler of the kernel's requests: what is sent may be waiting for just that handler.
+        """
+        wanted = self._changes
+        with trio.move_on_after(limits.NOTIFY_CLOSE_SECONDS):
+            while self._sending() and self._told < wanted:
+                await self._progress.wait()
+
+    def _sending(self) -> bool:
+        """Return whether there is a session, whose kernel side keeps what it was told, and not its end."""
+        return self._scope is not None and not self._scope.cancel_called
 
     def start(self) -> None:
         """Begin to send, in a task of its own that lives until `stop` or the end of the event loop."""
@@ -119,6 +137,7 @@ class Invalidator:
         """Send no more; return when nothing is being sent, or when the kernel does not let go of it."""
         if self._scope is not None:
             self._scope.cancel()
+        self._progress.set()
         with trio.move_on_after(limits.NOTIFY_CLOSE_SECONDS):
             await trio.to_thread.run_sync(self._sender.close, abandon_on_cancel=True)
 
@@ -127,12 +146,16 @@ class Invalidator:
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
+                changes = self._changes
                 try:
                     outdated = await self.collect()
                     if outdated.entries or outdated.nodes:
                         await trio.to_thread.run_sync(self._sender.send, outdated, abandon_on_cancel=True)
                 except Exception:  # a system task that dies takes the daemon with it
                     log.exception('the kernel could not be told of a change')
+                self._told = changes
+                self._progress.set()
+                self._progress = trio.Event()
 
     async def collect(self) -> Outdated:
         """Return what the kernel has to forget since the last call."""

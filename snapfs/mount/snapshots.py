@@ -21,7 +21,7 @@ from pyfuse3 import EntryAttributes
 from snapfs import limits
 from snapfs.errors import Refused
 from snapfs.mount import nodeids
-from snapfs.mount.attributes import place_attributes
+from snapfs.mount.attributes import inode_attributes, place_attributes
 from snapfs.mount.control import Trash
 from snapfs.mount.nodeids import NodeKind
 from snapfs.mount.places import (
@@ -142,5 +142,11 @@ class SnapshotsDirectory(Place):
                 raise
             return None
         attributes = self.namespace.attributes(view, inode)
-        self.namespace.give(self.node, name, attributes.st_ino)
-        return attributes
+        if self._top():
+            self.namespace.give(self.node, name, attributes.st_ino)
+            return attributes
+        # The kernel sees what is done in the volume's `.snapshots` and not that the same goes away here. It
+        # asks again, since it cannot be told before the program that did it goes on.
+        uncached = inode_attributes(attributes.st_ino, inode)
+        uncached.entry_timeout = 0.0
+        return uncached

@@ -86,8 +86,8 @@ class RealParts:
         await self._adapter.stop()
 
     async def settled(self) -> None:
-        assert self._adapter is not None, 'nothing is mounted'
-        await self._adapter.invalidator.settled()
+        if self._adapter is not None:
+            await self._adapter.invalidator.settled()
 
     def terminate(self) -> None:
         from snapfs.mount import session

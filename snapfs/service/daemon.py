@@ -24,7 +24,7 @@ import trio
 
 from snapfs import limits
 from snapfs.errors import SnapfsError, Unavailable
-from snapfs.service import commands, control, mounts, process, runtime, sockets, system, wire
+from snapfs.service import client, commands, control, mounts, process, runtime, sockets, system, wire
 from snapfs.service.compose import MountRequest, Parts
 from snapfs.service.notify import notify
 from snapfs.service.options import fuse_arguments
@@ -80,10 +80,22 @@ class Daemon:
     async def _open(self) -> Engine:
         store = self.request.store
         try:
-            return await self.parts.open_engine(store, limits.MOUNT_WAIT_SECONDS)
+            return await self._open_in_turn(store)
         except OSError as error:
             where = error.filename or store
             raise Unavailable(f'{store} cannot be opened: {error.strerror}: {where}') from error
+
+    async def _open_in_turn(self, store: Path) -> Engine:
+        """Open the store once the daemon before this one has finished; Unavailable if another mounts it."""
+        for _ in range(round(limits.MOUNT_WAIT_SECONDS / limits.MOUNT_LOOK_SECONDS) - 1):
+            try:
+                return await self.parts.open_engine(store, limits.MOUNT_LOOK_SECONDS)
+            except Unavailable:
+                # Of several that start at once one mounts; the rest would wait for its end.
+                await self.world.run_in_thread(client.refuse_second_daemon, store)
+                if await self.world.run_in_thread(client.lock_is_free, store):
+                    break  # freed just now, or it was not the lock: the last try will tell
+        return await self.parts.open_engine(store, limits.MOUNT_LOOK_SECONDS)
 
     def _attach(self, operations: pyfuse3.Operations) -> control.Hello:
         """Mount, and return what the daemon will say of itself."""

@@ -7,11 +7,13 @@ import logging
 
 import pyfuse3
 import pytest
+import trio
 import trio.testing
 
+from snapfs import limits
 from snapfs.mount import invalidate
 from snapfs.mount.invalidate import Invalidator, KernelSender, Outdated
-from tests.unit.mount.kit import ROOT, Kit, RecordingSender
+from tests.unit.mount.kit import ADMIN, ROOT, Kit, RecordingSender
 
 
 async def forgotten(kit: Kit) -> Outdated:
@@ -38,11 +40,36 @@ async def test_snapshots_changed_on_the_command_line(kit: Kit) -> None:
     await kit.mkdir('home/.snapshots/b')
     await kit.node('home/d/.snapshots/a')
     await kit.list('home/d/.snapshots')
-    top, deep = await kit.node('home/.snapshots'), await kit.node('home/d/.snapshots')
+    top = await kit.node('home/.snapshots')
     await kit.engine.snapshot_rename('home', 'a', 'c')
-    assert set((await forgotten(kit)).entries) == {(top, b'a'), (deep, b'a')}
+    assert set((await forgotten(kit)).entries) == {(top, b'a')}
     await kit.engine.snapshot_delete('home', 'b', 'me')
-    assert set((await forgotten(kit)).entries) == {(top, b'b'), (deep, b'b')}
+    assert set((await forgotten(kit)).entries) == {(top, b'b')}
+
+
+async def test_the_kernel_asks_again_for_a_snapshot_of_a_deeper_directory(kit: Kit) -> None:
+    await kit.mkdir('home/d')
+    await kit.mkdir('home/.snapshots/a')
+    deep = await kit.adapter.lookup(await kit.node('home/d/.snapshots'), b'a', ADMIN)
+    top = await kit.adapter.lookup(await kit.node('home/.snapshots'), b'a', ADMIN)
+    assert (deep.entry_timeout, top.entry_timeout) == (0.0, limits.KERNEL_CACHE_SECONDS)
+
+
+async def test_a_command_can_wait_until_the_kernel_was_told(kit: Kit) -> None:
+    sender = RecordingSender()
+    invalidator = Invalidator(kit.space, kit.adapter.known, sender)
+    kit.engine.on_change(invalidator.changed)
+    await invalidator.settled()
+    invalidator.start()
+    await kit.node('home')
+    await kit.engine.volume_rename('home', 'house')
+    assert sender.sent == []
+    await invalidator.settled()
+    assert sender.sent == [Outdated(((ROOT, b'home'),))]
+    await kit.engine.volume_rename('house', 'home')
+    await invalidator.stop()
+    with trio.fail_after(limits.NOTIFY_CLOSE_SECONDS / 2):
+        await invalidator.settled()
 
 
 async def test_what_comes_through_the_mount_is_known_for_later(kit: Kit) -> None:
@@ -54,15 +81,14 @@ async def test_what_comes_through_the_mount_is_known_for_later(kit: Kit) -> None
 
 
 async def test_nothing_is_kept_of_directories_the_kernel_has_dropped(kit: Kit) -> None:
-    await kit.mkdir('home/d')
     await kit.mkdir('home/.snapshots/a')
-    await kit.node('home/d/.snapshots/a')
-    deep = await kit.node('home/d/.snapshots')
-    assert deep in kit.space.given
-    await kit.adapter.forget([(deep, kit.adapter._counts[deep])])
-    assert deep not in kit.space.given
+    await kit.node('home/.snapshots/a')
+    top = await kit.node('home/.snapshots')
+    assert top in kit.space.given
+    await kit.adapter.forget([(top, kit.adapter._counts[top])])
+    assert top not in kit.space.given
     await kit.engine.snapshot_delete('home', 'a', 'me')
-    assert deep not in {node for node, _ in (await forgotten(kit)).entries}
+    assert top not in {node for node, _ in (await forgotten(kit)).entries}
 
 
 async def test_a_rollback_leads_the_name_of_the_volume_to_the_new_view(kit: Kit) -> None:

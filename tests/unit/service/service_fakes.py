@@ -244,6 +244,9 @@ class FakeParts:
     async def serve(self):
         await pyfuse3.main()
 
+    async def settled(self):
+        pass
+
     def terminate(self):
         pyfuse3.terminate()
 
