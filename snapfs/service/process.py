@@ -51,7 +51,8 @@ def tune() -> None:
 
 
 def trim_memory() -> None:
-    """Give what the allocator holds free back to the system: after a burst of work that may be a third of all.
+    """Give what the allocator holds free back to the system: after a burst of work that may be a third of
+    all.
     Blocking, some milliseconds; without the GIL."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -182,7 +182,11 @@ class Buffer:
         return sum(end - start for start, end in self.fresh)
 
     def laid_over(self, newer: Buffer | None) -> Buffer:
-        """Return this buffer with a newer one laid over it: what a flush that failed leaves. Both end here."""
+        """Return this buffer with a newer one laid over it: what a flush that failed leaves. Both
+        end here.
+        """
+        # What failed may hold on to views of the pieces (its traceback does): a bytearray could not grow.
+        self.pieces = [bytes(piece) for piece in self.pieces]
         if newer is not None:
             for start, piece in zip(newer.starts, newer.pieces, strict=True):
                 self.write(start, bytes(piece))

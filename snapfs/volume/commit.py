@@ -169,7 +169,9 @@ class Committer:
                     inode.buffer.unlog(start, start + len(data))
 
     async def _write_record(self, moments: list[Moment]) -> bool:
-        """Sync packs, then write and sync the record (P4); return False when the journal has no room for it."""
+        """Sync packs, then write and sync the record (P4); return False when the journal has no
+        room for it.
+        """
         store = self.core.store
         if store.chunks.unsynced:
             await self._durably(store.chunks.sync)
@@ -305,7 +307,9 @@ class Committer:
         return held
 
     def _leave_journal(self) -> int:
-        """Let later records go to the other journal file; return the file that this commit makes superfluous."""
+        """Let later records go to the other journal file; return the file that this commit makes
+        superfluous.
+        """
         journal = self.core.store.journal
         try:
             return journal.switch()

@@ -76,7 +76,9 @@ class Budget:
         )
 
     async def admit(self, count: int) -> None:
-        """Wait for memory; Refused(ENOSPC) when the disk below has no room, Latched when writing has stopped."""
+        """Wait for memory; Refused(ENOSPC) when the disk below has no room, Latched when writing
+        has stopped.
+        """
         while True:
             if self.stopped is not None:
                 raise self.stopped
@@ -154,7 +156,9 @@ class Core:
         return plains
 
     async def breathe(self) -> None:
-        """Let other tasks run when this one has had its millisecond. Called between small steps of long work."""
+        """Let other tasks run when this one has had its millisecond. Called between small steps of
+        long work.
+        """
         if self.world.monotonic() > self._slice_end:
             await self.world.checkpoint()
             self._slice_end = self.world.monotonic() + SLICE_SECONDS

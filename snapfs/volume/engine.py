@@ -112,7 +112,9 @@ class Engine(Administration):
         self.core.budget.taken(buffer.cost)
 
     async def _remove_orphans(self, head: Head) -> None:
-        """Remove the inodes that had lost their last name and were still open when the store was last used."""
+        """Remove the inodes that had lost their last name and were still open when the store was
+        last used.
+        """
         while True:
             found = await head.orphans(limits.EXTENTS_PAGE)
             for ino in found:
@@ -165,7 +167,9 @@ class Engine(Administration):
         return any(head.items() or head.buffered for head in self._head_by_number.values())
 
     async def _guarded(self, work: Any) -> bool:
-        """Run a step of background work; return whether it was done. Nobody may die of it, nothing is hidden."""
+        """Run a step of background work; return whether it was done. Nobody may die of it, nothing
+        is hidden.
+        """
         if self.core.budget.stopped is not None:
             await self.world.sleep(FULL_RETRY_SECONDS)
             return False

@@ -294,7 +294,9 @@ class Files(View):
 
 
 def drop_privileges(inode: Inode) -> None:
-    """Clear setuid, and setgid where it means an executable's group (not mandatory locking), as POSIX wants."""
+    """Clear setuid, and setgid where it means an executable's group (not mandatory locking), as
+    POSIX wants.
+    """
     if inode.is_regular():
         inode.mode &= ~stat.S_ISUID
         if inode.mode & stat.S_IXGRP:

@@ -238,7 +238,9 @@ class Head(Files):
             self.mark(inode)
 
     def _orphan(self, inode: Inode, now: int) -> None:
-        """The last name is gone: keep the inode while it is in use, and let a crash not forget to remove it."""
+        """The last name is gone: keep the inode while it is in use, and let a crash not forget to
+        remove it.
+        """
         inode.ctime_ns = now
         self.unlinked.add(inode.ino)
         if inode.ino in self._referenced:

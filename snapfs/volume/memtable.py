@@ -143,7 +143,9 @@ class Layer:
         return ABSENT
 
     def extents(self, ino: int, low: int, high: int) -> list[tuple[int, Any]]:
-        """Return this layer's own extents with offset in [low, high), deleted ones (None) included, in order."""
+        """Return this layer's own extents with offset in [low, high), deleted ones (None) included,
+        in order.
+        """
         table = self.tables.get(ino << 3 | _EXTENT_SHIFTED)
         if not table:
             return []
@@ -224,7 +226,9 @@ class Layer:
 
 
 def orphan_key(_: int, ino: int) -> bytes:
-    """Return the key of the ORPHAN item of `ino`; all of them stand together under one reserved inode number."""
+    """Return the key of the ORPHAN item of `ino`; all of them stand together under one reserved
+    inode number.
+    """
     return keys.orphan_key(ino)
 
 

@@ -36,7 +36,9 @@ class NodeCache:
         self.loads = 0
 
     def load(self, node_id: bytes) -> Node:
-        """Return a node; raise NotCached when getting it would block, Corrupt when it is not what was stored."""
+        """Return a node; raise NotCached when getting it would block, Corrupt when it is not what
+        was stored.
+        """
         node = self._young.get(node_id)
         if node is not None:
             return node

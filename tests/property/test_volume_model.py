@@ -1,4 +1,6 @@
-"""A volume against plain dictionaries: any operations, with flushes, records, commits and remounts between them."""
+"""A volume against plain dictionaries: any operations, with flushes, records, commits and remounts
+between them.
+"""
 
 from __future__ import annotations
 

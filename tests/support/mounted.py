@@ -177,7 +177,9 @@ class Mount:
         raise AssertionError(f'no {word}')
 
     def check_log(self) -> None:
-        """Fail when the daemon has said since the last look that something is wrong, unless it is expected."""
+        """Fail when the daemon has said since the last look that something is wrong, unless it is
+        expected.
+        """
         try:
             data = (self.store / 'daemon.log').read_bytes()
         except FileNotFoundError:

@@ -56,7 +56,9 @@ def make_sample(top: Path, files: int = 60) -> None:
 
 
 def describe(top: Path | str) -> dict[str, tuple]:
-    """Return, by relative path, all that a copy has to preserve (but atime, and ctime, which nobody can set)."""
+    """Return, by relative path, all that a copy has to preserve (but atime, and ctime, which nobody
+    can set).
+    """
     found: dict[str, tuple] = {}
     first_names: dict[int, str] = {}
     for directory, directories, files in os.walk(top):
