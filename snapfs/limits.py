@@ -135,6 +135,7 @@ CALL_WAIT_SECONDS = (
 )
 CALL_RETRY_SECONDS = 0.02
 MOUNT_WAIT_SECONDS = 120.0  # a mount waits so long for the daemon before it to finish
+MOUNT_LOOK_SECONDS = 1.0  # and looks so often whether that one is on its way out at all
 UMOUNT_WAIT_SECONDS = 600.0  # the last commit may have much to write
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero
 LOG_BYTES_MAX = 4 * MIB  # of daemon.log; one older file of the same size is kept

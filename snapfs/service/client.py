@@ -193,6 +193,17 @@ def hello_of(store: Path) -> dict[str, object] | None:
     return answer if isinstance(answer, dict) else None
 
 
+def refuse_second_daemon(store: Path) -> None:
+    """Unavailable if the store is mounted. A daemon that comes or goes is waited for, by way of the lock."""
+    hello = hello_of(store)
+    if hello is None or hello.get('closing'):
+        return
+    standing = {mount.device for mount in mounts.read_mounts() if mount.is_snapfs}
+    if hello.get('device') in standing:
+        where = f'{hello.get("mountpoint")} (pid {hello.get("pid")})'
+        raise Unavailable(f'{store} is mounted already, at {where}', advice='')
+
+
 def _ask_once(connection: Connection, request: wire.Request) -> object:
     try:
         return connection.ask(request)

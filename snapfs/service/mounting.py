@@ -10,7 +10,7 @@ import signal
 import stat
 from pathlib import Path
 
-from snapfs.errors import Invalid, Unavailable
+from snapfs.errors import Invalid
 from snapfs.service import background, client, mounts, runtime, system, wire
 from snapfs.service.compose import MountRequest, Parts, RealParts
 from snapfs.service.options import MountOptions
@@ -57,7 +57,7 @@ def mount(request: MountRequest, parts: Parts | None = None) -> int:
     check_request(request)
     process.check_interpreter()
     process.check_chunker()
-    _refuse_second_daemon(request.store)
+    client.refuse_second_daemon(request.store)
 
     def target(report: background.Report) -> None:
         run_daemon(request, parts or RealParts(), report)
@@ -158,18 +158,6 @@ def _refuse_changes(mount: mounts.Mount, options: MountOptions) -> None:
     if fixed:
         names = ', '.join(sorted(fixed))
         raise Invalid(f'a remount cannot change {names}; unmount it and mount it again')
-
-
-def _refuse_second_daemon(store: Path) -> None:
-    """Unavailable at once if the store is mounted. A daemon on its way out is waited for, by way of the
-    lock."""
-    hello = client.hello_of(store)
-    if hello is None or hello.get('closing'):
-        return
-    standing = {mount.device for mount in mounts.read_mounts() if mount.is_snapfs}
-    if hello.get('device') in standing:
-        where = f'{hello.get("mountpoint")} (pid {hello.get("pid")})'
-        raise Unavailable(f'{store} is mounted already, at {where}', advice='')
 
 
 def _foreground(target: background.Target, request: MountRequest) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.errors import Invalid, Refused, SnapfsError
+from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
 from snapfs.store.audit import AuditLog
@@ -118,6 +118,9 @@ class Store:
         store.lock.acquire(wait_seconds, mountpoint)
         try:
             store._open_parts()
+        except FileNotFoundError as error:
+            store._release()
+            raise Corrupt(f'{error.filename} is missing') from error
         except BaseException:
             store._release()
             raise
