@@ -224,7 +224,7 @@ class Administration:
         """Request the deletion of a volume with all its files. Held while it has snapshots."""
         async with self._alone():
             head = self._volume(name)
-            await self.committer.commit_and_hold()
+            await self._hold(head)
             try:
                 self._audit('volume-delete', volume=head.row.volume, name=name, who=who)
                 now = self.core.world.time_ns()
@@ -235,10 +235,22 @@ class Administration:
                 del self._heads[name]
             finally:
                 self.committer.let_go()
+                head.reopen()
             self._requests[request.number] = request
             self._tell('volume-removed', head.row.volume, name, head.number)
             self._tell('request-added', head.row.volume, name, request.number)
         return request
+
+    async def _hold(self, head: Head) -> None:
+        """Commit, with changes to `head` waiting from before that moment on: none is acknowledged
+        and then lost.
+        """
+        head.shut()
+        try:
+            await self.committer.commit_and_hold()
+        except BaseException:
+            head.reopen()
+            raise
 
     def _drop_head(self, head: Head) -> None:
         """Forget a head whose committed state is in the catalog, with what was written since."""
@@ -269,7 +281,7 @@ class Administration:
         async with self._alone():
             head = self._volume(volume)
             target = self.snapshot_find(volume, snapshot)
-            await self.committer.commit_and_hold()
+            await self._hold(head)
             try:
                 now = self.core.world.time_ns()
                 stamp = datetime.fromtimestamp(now // 10**9, UTC).strftime('%Y-%m-%dT%H.%M.%SZ')
@@ -284,6 +296,7 @@ class Administration:
                 self._snapshots[row.volume][name] = safety
             finally:
                 self.committer.let_go()
+                head.reopen()
             self._tell('volume-rolled-back', row.volume, volume, head.number)
             self._tell('snapshot-added', row.volume, name, safety.number)
         return safety

@@ -150,6 +150,7 @@ class Engine(Administration):
             await self.world.sleep(TICK_SECONDS)
             heads = self._head_by_number.values()
             items = self.core.budget.items = sum(head.items() for head in heads)
+            self.core.budget.look_at_disk()  # somebody else may be filling it
             now = self.world.monotonic()
             full = self.store.journal.used_fraction > 0.5 or items > limits.MEMTABLE_ITEMS_COMMIT
             if full or (now - self.committer.last_commit > limits.COMMIT_SECONDS_MAX and self._changed()):
@@ -214,15 +215,28 @@ class Engine(Administration):
             if self.core.budget.stopped is None:
                 for head in self._head_by_number.values():
                     head.reclaim_all()
-                await self.committer.commit_alone()
+                await self._last_commit()
                 clean = True
         finally:
             self.store.close(clean=clean)
 
+    async def _last_commit(self) -> None:
+        """Commit all there is. When the disk below has no room for that, at least the journal gets it."""
+        try:
+            await self.committer.commit_alone()
+        except Refused:
+            await self.committer.sync()
+            raise
+
     # --- looking -----------------------------------------------------------------------------------------
     def statfs(self) -> os.statvfs_result:
-        """Return the state of the disk below, less what is kept in reserve."""
-        return self.store.statvfs()
+        """Return the state of the disk below. What writers cannot have counts as used: what is kept free so
+        that deleting and the last commit work, and the place that bytes in memory will need.
+        """
+        below = self.store.statvfs()
+        kept = -(-(limits.FREE_BYTES_MIN + self.core.budget.dirty) // below.f_frsize)
+        free, available = max(below.f_bfree - kept, 0), max(below.f_bavail - kept, 0)
+        return os.statvfs_result((*below[:3], free, available, *below[5:]))
 
     def status(self) -> dict[str, Any]:
         """Return what is known about the store as plain values."""

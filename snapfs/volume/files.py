@@ -11,6 +11,8 @@ import errno
 import os
 import stat
 
+import trio
+
 from snapfs import limits
 from snapfs.errors import Refused
 from snapfs.format import keys
@@ -53,7 +55,25 @@ class Files(View):
         self.changed: list[Inode] = []  # inodes whose value the newest layer does not have yet
         self.buffered: dict[int, Inode] = {}  # inodes with a buffer
         self.dropped = False  # deleted or rolled back: no longer the state of any volume
+        self.gate: trio.Event | None = None  # changes wait for it, and then look whether the head was dropped
         self.stack()
+
+    def shut(self) -> None:
+        """Let changes wait: what is committed now is to be all there is, until `reopen`."""
+        self.gate = trio.Event()
+
+    def reopen(self) -> None:
+        """Let changes go on, or be refused (ESTALE) when the head was dropped."""
+        if self.gate is not None:
+            self.gate.set()
+            self.gate = None
+
+    async def pass_gate(self) -> None:
+        """Wait while the gate is shut. Refused(ESTALE) when the head was dropped behind it."""
+        while self.gate is not None:
+            await self.gate.wait()
+        if self.dropped:
+            raise Refused(errno.ESTALE)
 
     def stack(self) -> None:
         """Put the layers in order, newest first; called after any of them is exchanged."""
@@ -90,6 +110,8 @@ class Files(View):
         length = len(data)
         if not length:
             return 0
+        if self.gate is not None or self.dropped:
+            await self.pass_gate()
         end = offset + length
         if end > limits.FILE_BYTES_MAX:
             raise Refused(errno.EFBIG)
@@ -225,6 +247,8 @@ class Files(View):
         """
         if self.core.budget.stopped is not None:
             raise self.core.budget.stopped
+        if self.gate is not None or self.dropped:
+            await self.pass_gate()
         now = self.core.world.time_ns()
         if size is not None:
             await self.truncate(inode, size)
@@ -253,6 +277,7 @@ class Files(View):
         if len(value) > limits.XATTR_VALUE_BYTES_MAX:
             raise Refused(errno.E2BIG)
         need = len(value) + ITEM_BYTES_ESTIMATE
+        await self.pass_gate()
         await self.core.budget.admit(need)
         known = await self.xattrs(inode)
         if flags & XATTR_CREATE and name in known:
@@ -287,6 +312,8 @@ class Files(View):
         """Remove an extended attribute. Refused: ENODATA when there is none of that name."""
         if self.core.budget.stopped is not None:
             raise self.core.budget.stopped
+        if self.gate is not None or self.dropped:
+            await self.pass_gate()
         known = await self.xattrs(inode)
         if name not in known:
             raise Refused(errno.ENODATA)

@@ -93,6 +93,8 @@ class Head(Files):
     async def _parent(self, parent: Inode, need: int) -> None:
         """Check that names may be added to `parent`."""
         self.directory(parent)
+        if self.gate is not None or self.dropped:
+            await self.pass_gate()
         if parent.nlink == 0:
             raise Refused(errno.ENOENT)
         budget = self.core.budget
@@ -194,6 +196,8 @@ class Head(Files):
         self.directory(parent)
         if self.core.budget.stopped is not None:
             raise self.core.budget.stopped
+        if self.gate is not None or self.dropped:
+            await self.pass_gate()
         while True:
             cookie, entry = await self._find_entry(parent, name)
             if entry is None:
