@@ -192,6 +192,13 @@ class Catalog:
                     raise
             self._disk.database_committed(db)
 
+    def checkpoint(self) -> None:
+        """Bring the write-ahead log into the catalog file, so that the file alone tells what is so."""
+        with self._lock, self._errors():
+            self._disk.check()
+            assert self._writer is not None, 'the catalog is closed'
+            self._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()
+
     def query(self, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of one SELECT, on a read-only connection."""
         try:
