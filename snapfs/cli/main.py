@@ -58,8 +58,8 @@ class LazyGroup(click.Group):
 def snapfs() -> None:
     """A file system with snapshots that never deletes what is still needed.
 
-    Except for init, mount and umount, the store is found by --store, by SNAPFS_STORE, or by the mount
-    that you stand in. A snapshot is written VOLUME@NAME.
+    Except for init, mount and umount, the store is found by the command's --store, by SNAPFS_STORE, or by
+    the mount that you stand in. A snapshot is written VOLUME@NAME.
     """
 
 

@@ -9,10 +9,18 @@ from typing import Any
 import click
 
 from snapfs.cli import output
+from snapfs.errors import Invalid
+
+
+def not_empty(_: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse an empty path: it would quietly mean the directory one stands in."""
+    if not value:
+        raise Invalid(f'{(parameter.name or "path").upper()} is empty; name a path')
+    return value
 
 
 @click.command('init', epilog='Example: snapfs init /srv/store')
-@click.argument('store')
+@click.argument('store', callback=not_empty)
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 def init_command(store: str, as_json: bool) -> None:
     """Make a new store in the directory STORE, which must be absent or empty."""
@@ -25,8 +33,8 @@ def init_command(store: str, as_json: bool) -> None:
 
 
 @click.command('mount', epilog='Example: snapfs mount -o ro,allow_other /srv/store:home /home')
-@click.argument('source', metavar='STORE[:VOLUME]')
-@click.argument('mountpoint')
+@click.argument('source', metavar='STORE[:VOLUME]', callback=not_empty)
+@click.argument('mountpoint', callback=not_empty)
 @click.option('-o', 'options', multiple=True, metavar='OPTION,…', help='Mount options, as for mount(8).')
 @click.option('-f', '--foreground', is_flag=True, help='Stay in the foreground, for a supervisor.')
 @click.option(
@@ -54,7 +62,7 @@ def mount_command(
 
 
 @click.command('umount', epilog='Example: snapfs umount /mnt')
-@click.argument('mountpoint')
+@click.argument('mountpoint', callback=not_empty)
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 def umount_command(mountpoint: str, as_json: bool) -> None:
     """Unmount MOUNTPOINT and wait until the store is clean and its daemon has ended."""

@@ -99,6 +99,9 @@ def test_init_and_status(cli, tmp_path):
         (['mount', '/none'], 2, "Missing argument 'MOUNTPOINT'"),
         (['umount', '/proc'], 2, 'a mount of proc, not of snapfs'),
         (['umount', '/none'], 2, '/none is not mounted'),
+        (['init', ''], 2, 'STORE is empty'),
+        (['mount', '/none', ''], 2, 'MOUNTPOINT is empty'),
+        (['umount', ''], 2, 'MOUNTPOINT is empty'),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(cli, store, words, code, word):
