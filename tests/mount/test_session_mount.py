@@ -128,12 +128,13 @@ async def test_a_sleeping_handler_does_not_block_others(mounted):
 
 async def test_more_sleeping_handlers_than_workers_recover(mounted):
     files, path = mounted
-    async with served(files, lambda: session.serve(1, 3)), trio.open_nursery() as nursery:
-        for number in range(6):
-            nursery.start_soon(in_thread, open_and_close, path / f'slow{number}')
-        await until(lambda: files.sleeping == 3)
-        files.release_opens.set()
-        await until(lambda: files.sleeping == 0)
+    async with served(files, lambda: session.serve(1, 3)):
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(in_thread, open_and_close, path / f'slow{number}')
+            await until(lambda: files.sleeping == 3)
+            files.release_opens.set()
+        assert files.sleeping == 0
         await in_thread(open_and_close, path / 'fast')
         session.terminate()
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -116,9 +117,12 @@ class Mount:
 
     def kill_while_busy(self) -> None:
         """End the daemon as a crash would. The dead mountpoint stays, and what is open in it."""
-        pid, self._pid = self._pid, 0
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: not os.path.exists(f'/proc/{pid}'), 'the end of a killed daemon')
+        handle, self._pid = os.pidfd_open(self._pid), 0
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            assert select.select([handle], [], [], UNTIL_SECONDS)[0], 'a killed daemon does not end'
+        finally:
+            os.close(handle)
 
     def end_dead_mount(self) -> None:
         """Take away the mountpoint of a daemon that was killed."""
