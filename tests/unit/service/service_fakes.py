@@ -5,6 +5,7 @@ requests, holds, the lock of the store. What it knows lies in STORE/fake.json: i
 """
 
 import errno
+import logging
 import fcntl
 import json
 import os
@@ -245,7 +246,7 @@ class FakeParts:
         await pyfuse3.main()
 
     async def settled(self):
-        pass
+        logging.getLogger('fake').info('the kernel was told')
 
     def terminate(self):
         pyfuse3.terminate()

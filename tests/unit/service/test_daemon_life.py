@@ -84,6 +84,8 @@ def test_mount_and_umount(place):
     assert daemon['socket'] == str(place / 'store' / 'control.sock')
     assert alive(daemon['pid'])
     assert run('volume', 'create', 'attic', cwd=place / 'mnt')[0] == 0
+    log = (place / 'store/daemon.log').read_text()
+    assert 'the kernel was told' in log, 'a command returned before what the kernel remembers was corrected'
     assert run('umount', place / 'mnt') == (0, '', '')
     assert mount_of(place) is None
     assert not alive(daemon['pid'])
