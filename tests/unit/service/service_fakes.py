@@ -5,9 +5,9 @@ requests, holds, the lock of the store. What it knows lies in STORE/fake.json: i
 """
 
 import errno
-import logging
 import fcntl
 import json
+import logging
 import os
 import stat
 from dataclasses import asdict, replace
@@ -263,6 +263,6 @@ def install() -> None:
     """Put the fakes in the place of the real parts, in this process."""
     from snapfs.service import compose
 
-    for name in ('open_engine', 'operations', 'serve', 'terminate'):
+    for name in ('open_engine', 'operations', 'serve', 'settled', 'terminate'):
         setattr(compose.RealParts, name, getattr(FakeParts, name))
     compose.create_store = make_store
