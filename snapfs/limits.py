@@ -151,6 +151,7 @@ assert CHUNK_BYTES_MIN < CHUNK_BYTES_AVERAGE < CHUNK_BYTES_MAX <= PLAIN_BYTES_MA
 assert NODE_BYTES_TARGET * 2 <= NODE_BYTES_MAX <= PLAIN_BYTES_MAX
 assert XATTR_VALUE_BYTES_MAX <= PLAIN_BYTES_MAX
 assert DIRTY_BYTES_FLUSH < DIRTY_BYTES_MAX
+assert RESERVE_BYTES < FREE_BYTES_MIN  # else writers would eat the reserve once it is given up
 assert DIRTY_BYTES_MAX * 2 <= PACK_DATA_BYTES_MAX  # one flush always fits into a fresh pack
 assert JOURNAL_INLINE_BYTES_MAX * 2 < JOURNAL_FRAME_BYTES_MAX * 2 < JOURNAL_BYTES
 assert 3 + VIEW_BITS + INO_BITS <= 64  # a node id is (kind of place, view, inode number)
