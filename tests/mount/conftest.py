@@ -59,6 +59,7 @@ def new_mount() -> Iterator[Callable[..., Mount]]:
 
     try:
         yield make
+        os.chdir('/')
         for mount in made:
             if mount.running:
                 mount.stop()
