@@ -14,7 +14,6 @@ first.
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +31,6 @@ from snapfs.volume.flush import Job, flush, freeze, is_full, thaw
 from snapfs.volume.head import Head
 from snapfs.volume.inode import Inode
 from snapfs.volume.memtable import Layer
-
-log = logging.getLogger(__name__)
 
 NODES_PER_BATCH = 16
 ITEMS_PER_SLICE = 500

@@ -18,8 +18,7 @@ from snapfs.world import World
 T = TypeVar('T')
 Node = Leaf | Branch
 
-# A decoded node takes about this many times its encoded size in Python objects (measured on leaves of mixed
-# items).
+# An estimate of how many times its encoded size a decoded node takes in Python objects.
 MEMORY_FACTOR = 4
 
 
