@@ -42,11 +42,11 @@ from snapfs import limits
 from snapfs.errors import Latched, Refused
 from snapfs.mount import nodeids
 from snapfs.mount.answers import translate_errors
-from snapfs.mount.attributes import MISSING, MISSING_NOW, absent, dot_entry
+from snapfs.mount.attributes import MISSING, MISSING_NOW, absent
 from snapfs.mount.invalidate import Invalidator
+from snapfs.mount.listing import list_place, list_view
 from snapfs.mount.namespace import Namespace
 from snapfs.mount.nodeids import INO_BITS, INO_MASK, TEXT_HANDLE
-from snapfs.mount.places import PlaceEntry
 
 if TYPE_CHECKING:
     from snapfs.volume.engine import Engine
@@ -58,7 +58,6 @@ log = logging.getLogger(__name__)
 
 DOT = ord('.')
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
-READDIR_ENTRIES = limits.READDIR_ENTRIES
 
 
 class Adapter(pyfuse3.Operations):
@@ -445,55 +444,9 @@ class Adapter(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         view = self._views.get(fh >> INO_BITS) or self.namespace.find_view(fh)
         if view is None:
-            await self._readdir_place(fh, start_id, token)
-            return
-        directory = view.cached(fh & INO_MASK) or await view.inode(fh & INO_MASK)
-        if start_id < 2:
-            above = (
-                self.namespace.tree_node(view, directory.parent) if directory.ino != limits.INO_ROOT else 0
-            )
-            above = above or self.namespace.above_root(view)
-            if not _reply_dots(token, start_id, fh, above):
-                return
-        await self._readdir_view(view, directory, start_id, token)
-
-    async def _readdir_view(self, view: View, directory: Inode, start_id: int, token: ReaddirToken) -> None:
-        # Position 2 is behind `..`, and cookies begin at 2. Of the 2^63 hashes this listing may therefore
-        # lose the first one, when a buffer ends between `..` and it.
-        after = start_id if start_id > 1 else 1
-        reply = pyfuse3.readdir_reply
-        cached = view.cached
-        while True:
-            page = await view.list_directory(directory, after, READDIR_ENTRIES)
-            if not page:
-                return
-            for index, (cookie, name, ino, _) in enumerate(page, 1):
-                # Names with one hash share a cookie: only behind the last of them may a listing go on.
-                behind = page[index][0] if index < len(page) else -1
-                position = cookie if behind != cookie else cookie - 1
-                inode = cached(ino) or await view.inode(ino)
-                attributes = inode.attributes or self.namespace.attributes(view, inode)
-                if not reply(token, name, attributes, position):
-                    return
-                self._given(view, inode)
-            after = page[-1][0]
-
-    async def _readdir_place(self, node: int, start_id: int, token: ReaddirToken) -> None:
-        place = self.namespace.place(node)
-        if start_id < 2 and not _reply_dots(token, start_id, node, await place.parent_node()):
-            return
-        entry: PlaceEntry
-        for entry in await place.entries(start_id):
-            if not pyfuse3.readdir_reply(token, entry.name, entry.attributes, entry.cookie):
-                return
-            self._given_place(entry.attributes)
-
-
-def _reply_dots(token: ReaddirToken, start_id: int, node: int, above: int) -> bool:
-    """List `.` and `..` from a position below 2. False: the buffer is full."""
-    if start_id < 1 and not pyfuse3.readdir_reply(token, b'.', dot_entry(node), 1):
-        return False
-    return pyfuse3.readdir_reply(token, b'..', dot_entry(above), 2)
+            await list_place(self.namespace, fh, start_id, token, self._given_place)
+        else:
+            await list_view(self.namespace, view, fh, start_id, token, self._given)
 
 
 assert nodeids.TEXT_HANDLE < 1 << 64
