@@ -1,13 +1,13 @@
 """The demonstration behind `make demo`: the main job on a real store and a real mount, command by command.
 
 Prints each command as a person would type it, runs just that, and prints what it really said. The mount stays
-for
-the reader to explore; `python -m tools.demo --stop` ends it and removes the store.
+for the reader to explore; `python -m tools.demo --stop` ends it and removes the store.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import subprocess
@@ -60,9 +60,12 @@ def run(command: str, *, fails: bool = False, quiet: bool = False) -> str:
     return done.stdout
 
 
-def source_tree() -> Path:
-    """Return a real tree of thousands of files that every machine with this program has."""
-    return Path(sysconfig.get_paths()['stdlib'])
+def source_trees() -> tuple[Path, Path]:
+    """Return two real trees that every machine with this program has: Python's own library, and the packages
+    that are installed with the program. Together they are thousands of files.
+    """
+    paths = sysconfig.get_paths()
+    return Path(paths['stdlib']), Path(paths['purelib'])
 
 
 def prepare() -> Path:
@@ -82,24 +85,35 @@ def stop() -> None:
     found = os.lstat(root)
     if root.is_symlink() or found.st_uid != os.getuid():
         raise Failed(f'{root} is not ours; remove it and try again')
-    if os.path.ismount(root / 'mnt'):
+    if os.path.ismount(root / 'mnt') or is_dead(root / 'mnt'):
         subprocess.run([SNAPFS, 'umount', str(root / 'mnt')], check=True)
     shutil.rmtree(root)
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Say whether this is the mountpoint of a daemon that was killed: nobody can even look at it."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
 
 
 def demonstrate() -> None:
     """The whole story."""
     root = prepare()
-    library = source_tree()
+    library, packages = source_trees()
     say(f'In {root}: a store, and a mount of it. A volume is a directory at the top.')
     run('snapfs init store')
     run('snapfs mount store mnt')
     run('mkdir mnt/home')
 
-    say('Copy a real tree in.')
+    say('Copy real trees in: thousands of files.')
     run(f'rsync -a --exclude site-packages {library}/ mnt/home/lib')
-    run('find mnt/home/lib -type f | wc -l')
-    run('du -sh --apparent-size mnt/home/lib')
+    run(f'rsync -a {packages}/ mnt/home/packages')
+    run('find mnt/home -type f | wc -l')
+    run('du -sh --apparent-size mnt/home')
+    run('du -sh store    # deduplicated and compressed')
 
     say('A snapshot is a directory too.')
     run('mkdir mnt/home/.snapshots/monday')
@@ -113,7 +127,7 @@ def demonstrate() -> None:
     say('Walk into the past with plain commands, from wherever you stand.')
     run('ls mnt/home/.snapshots/monday/lib/json')
     run('head -3 mnt/home/lib/.snapshots/monday/this.py')
-    run('diff -rq mnt/home/.snapshots/monday/lib mnt/home/lib', fails=True)
+    run('diff -rq --no-dereference mnt/home/.snapshots/monday/lib mnt/home/lib', fails=True)
     run('rm mnt/home/.snapshots/monday/lib/this.py', fails=True)
 
     say('Get a deleted directory back, and see that it is what it was.')
