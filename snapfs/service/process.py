@@ -13,6 +13,7 @@ from snapfs.errors import Invalid, Unavailable
 
 M_ARENA_MAX = -8  # <malloc.h>
 M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 
 
 def check_interpreter(optimize: int | None = None) -> None:
@@ -43,7 +44,10 @@ def tune() -> None:
         # Without this every worker thread keeps an arena of its own, and what it frees never goes back.
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_ARENA_MAX, limits.MALLOC_ARENAS_MAX)
+        # Buffers of a write's size must not go back to the kernel and come again, page fault by page fault,
+        # with every write; `trim_memory` gives them back when the burst is over.
         mallopt(M_TRIM_THRESHOLD, limits.MALLOC_TRIM_BYTES)
+        mallopt(M_MMAP_THRESHOLD, limits.MALLOC_MMAP_BYTES)
     except (OSError, AttributeError):
         pass  # another C library: more memory, nothing worse
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
