@@ -136,7 +136,7 @@ class Store:
         if in_force:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
         else:
-            self._with_reserve(lambda: self.catalog.set_setting('clean', 0))
+            self._with_reserve(self._mark_unclean)
         self.audit = AuditLog.open(disk, path / 'audit.log', self.world)
         self._parts.append(self.audit)
         committed = self.catalog.journal_sequence
@@ -149,6 +149,12 @@ class Store:
         self.chunks.on_condemned = self._condemned_read
         self._take_packs(rows, numbers, committed)
         self._check_reserve()
+
+    def _mark_unclean(self) -> None:
+        self.catalog.set_setting('clean', 0)
+        # Whoever copies or loses the catalog without its log must not be told `clean` by what is left of it: the
+        # journal would not be replayed, and synced bytes would be gone without a word (P5).
+        self.catalog.checkpoint()
 
     def _take_packs(self, rows: list[PackRow], numbers: PackNumbers, committed: int) -> None:
         """Continue the open packs of a clean stop; recover those of an unclean one, and packs the catalog
