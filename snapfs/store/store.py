@@ -152,7 +152,7 @@ class Store:
 
     def _mark_unclean(self) -> None:
         self.catalog.set_setting('clean', 0)
-        # Whoever copies or loses the catalog without its log must not be told `clean` by what is left of it: the
+        # Whoever loses the log of the catalog must not be told `clean` by what is left of it: the
         # journal would not be replayed, and synced bytes would be gone without a word (P5).
         self.catalog.checkpoint()
 
