@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
+from heapq import merge
 from pathlib import Path
 
 from snapfs import limits
@@ -178,19 +179,27 @@ class Journal:
         that is not whole. Corrupt when the journal cannot be read or has lost records that a later one
         follows (P5)."""
         files = [self._read(number) for number in FILES]
-        files.sort(key=lambda found: found[0].first_sequence)
+        # By sequence, not file by file: a power cut may keep new frames behind an old block, whose first
+        # sequence says nothing about them.
+        records = merge(
+            *(
+                decode_records(data, self._uuid, JOURNAL_HEADER_BYTES, one.first_sequence)
+                for one, data in files
+            ),
+            key=lambda record: record[0].sequence,
+        )
         last = after_sequence
-        for header, data in files:
-            first = True
-            for record in decode_records(data, self._uuid, JOURNAL_HEADER_BYTES, header.first_sequence):
-                sequence = record[0].sequence
-                if sequence <= last:
-                    continue
-                if first and sequence != last + 1 and header.first_sequence > last + 1:
-                    raise Corrupt(f'journal: records {last + 1} to {header.first_sequence - 1} are missing')
-                first = False
-                last = sequence
-                yield record
+        for record in records:
+            sequence = record[0].sequence
+            if sequence <= last:
+                continue
+            if sequence != last + 1:
+                durable = [one.first_sequence for one, _ in files if one.first_sequence > last + 1]
+                if durable:
+                    raise Corrupt(f'journal: records {last + 1} to {min(durable) - 1} are missing')
+                return  # a power cut kept it, and not the one before it
+            last = sequence
+            yield record
 
     def _read(self, number: int) -> tuple[JournalHeader, memoryview]:
         fd = self._fds[number]

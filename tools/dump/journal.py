@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from heapq import merge
 
 from snapfs import limits
 from snapfs.errors import Corrupt
@@ -142,20 +143,19 @@ def _put_replay(report: Report, files: list[tuple[JournalHeader, Records]], comm
     last = committed
     volumes: dict[int, Counter[str]] = {}
     count = chunks = 0
-    for header, records in sorted(files, key=lambda found: found[0].first_sequence):
-        first = True
-        for record in records:
-            sequence = record[0].sequence
-            if sequence <= last:
-                continue
-            if first and sequence != last + 1 and header.first_sequence > last + 1:
-                report.oddity('journal', f'records {last + 1} to {header.first_sequence - 1} are missing')
-            first, last, count = False, sequence, count + 1
-            for frame in record:
-                chunks += len(frame.chunks)
-                for delta in frame.volumes:
-                    total = volumes.setdefault(delta.volume, Counter())
-                    total.update(_counts(delta), bytes=sum(len(data) for _, _, data in delta.writes))
+    # By sequence, as replay does: a power cut may keep new frames behind an old block.
+    for record in merge(*(records for _, records in files), key=lambda record: record[0].sequence):
+        sequence = record[0].sequence
+        if sequence <= last:
+            continue
+        if sequence != last + 1:
+            report.oddity('journal', f'records {last + 1} to {sequence - 1} are missing')
+        last, count = sequence, count + 1
+        for frame in record:
+            chunks += len(frame.chunks)
+            for delta in frame.volumes:
+                total = volumes.setdefault(delta.volume, Counter())
+                total.update(_counts(delta), bytes=sum(len(data) for _, _, data in delta.writes))
     report.fact('replay', after=committed, records=count, last=last, chunks=chunks)
     for volume, total in sorted(volumes.items()):
         report.fact('replay', volume=volume, **total)

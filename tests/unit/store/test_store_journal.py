@@ -203,6 +203,29 @@ def test_records_lost_before_others_are_corrupt(sim):
     assert found(opened(sim, committed=3, was_clean=False), 3) == [14], 'a commit has superseded them'
 
 
+def test_a_record_whose_block_was_torn_is_not_taken_before_those_it_follows(sim, tmp_path_factory):
+    """P5: a file is used again, and a power cut keeps its new frames and its old block, which has a low
+    first sequence. Replay would begin with that file, and then find that the other one, which was synced,
+    has nothing newer."""
+    journal = opened(sim)
+    write(journal, 11, 12)
+    old_block = (sim.root / 'journal' / '0').read_bytes()[:JOURNAL_HEADER_BYTES]
+    journal.release(journal.switch())  # a commit has superseded 1 and 2
+    write(journal, 13, 14)
+    journal.switch()
+    write(journal, 15, sync=False)
+    for seed in range(40):
+        after = SimDisk(sim.crash(seed, tmp_path_factory.mktemp('after') / 'root'))
+        left = found(opened(after, 2, was_clean=False), 2)
+        assert left in ([13, 14], [13, 14, 15]), f'seed {seed}: {left}'
+        after.forget()
+    sim.off = False
+    path = sim.root / 'journal' / '0'
+    path.write_bytes(old_block + path.read_bytes()[JOURNAL_HEADER_BYTES:])
+    assert found(opened(sim, 2, was_clean=False), 2) == [13, 14, 15]
+    assert found(opened(sim, 4, was_clean=False), 4) == [15], 'it follows what a commit holds'
+
+
 def test_after_an_unclean_stop_nothing_is_appended_before_a_commit(sim):
     journal = opened(sim)
     write(journal, 11, 12)
