@@ -27,7 +27,8 @@ if [ -n "$missing" ]; then
     as_root=''
     if [ "$(id -u)" -ne 0 ]; then
         if ! command -v sudo >/dev/null 2>&1; then
-            say "these packages are missing, and only root can install them:$missing" >&2
+            say "system packages are missing, and only root may install them; there is no sudo here either." >&2
+            say "As root: apt-get update && apt-get install --no-install-recommends$missing" >&2
             exit 1
         fi
         as_root=sudo
@@ -59,7 +60,8 @@ fi
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
     say 'building and installing Python packages'
     "$venv/bin/python" -m pip install -q --disable-pip-version-check --upgrade pip
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[dev]'
+    # The build tool warns about every editable installation; nothing is wrong with this one.
+    PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[dev]'
     touch "$stamp"
 fi
 say "done: $venv/bin/snapfs"
