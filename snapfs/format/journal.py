@@ -57,6 +57,7 @@ times.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,8 +127,17 @@ class PlacedFrame(NamedTuple):
     frame: JournalFrame
 
 
+class FramePlace(NamedTuple):
+    """Which part of which record a frame is; `more` says that another follows."""
+
+    sequence: int
+    part: int
+    more: bool
+
+
 JOURNAL_MAGIC = b'snapfsJN'
 FRAME_MAGIC = b'SfJ1'
+_FRAME_START = re.compile(re.escape(FRAME_MAGIC))
 _BLOCK = struct.Struct('>8sHH16sQQ')
 _FRAME = struct.Struct('>4sIQIB3s16s')
 _CRC = struct.Struct('>I')
@@ -248,6 +258,26 @@ def peek_frame(buffer: Buffer, store_uuid: bytes, offset: int) -> tuple[int, int
         return None
     magic, _, sequence, part, _, _, uuid = _FRAME.unpack_from(buffer, offset)
     return (sequence, part) if magic == FRAME_MAGIC and uuid == store_uuid else None
+
+
+def find_frames(buffer: Buffer, store_uuid: bytes, offset: int) -> Iterator[tuple[int, int, FramePlace]]:
+    """Yield (offset, end, place) of every whole frame of this store from `offset` on, wherever it begins.
+
+    For the question what else there is behind the place where reading stopped. A frame counts as whole by its
+    CRC, and the store's uuid, which only its owner can read, keeps contents of files from posing as one;
+    inside a whole frame nothing is looked for.
+    """
+    view = memoryview(buffer)
+    while (found := _FRAME_START.search(view, offset)) is not None:
+        offset = found.start()
+        frame = _decode_frame_header(view, store_uuid, offset)
+        if frame is None:
+            offset += 1
+            continue
+        sequence, part, more, body = frame
+        end = offset + FRAME_HEADER_BYTES + len(body)
+        yield offset, end, FramePlace(sequence, part, more)
+        offset = end
 
 
 def _decode_frame_header(

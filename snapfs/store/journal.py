@@ -7,7 +7,18 @@ their size, so a sync moves no metadata: one `fdatasync`, one device write.
 
 Prefix consistency (P5) across the two files: the file that is left is synced before the other gets a byte,
 and its block names the sequence it begins with, so that a replay which finds the first file cut short says so
-(Corrupt) instead of going on with the second.
+(Corrupt) instead of going on with the second. Until its first sync the other file may hold new frames behind
+its old block: so records are taken by their sequence, not file by file.
+
+A torn tail and a damaged record both end a replay, and must not be confused: what stands behind a damaged
+record was promised. Records have consecutive sequences, and none is appended before the one before it is
+synced; so a power cut can tear one record only, the last, `last + 1`. Whatever of a later record is whole
+(with a CRC, in either file) proves that `last + 1` was durable once: Corrupt. So does a whole record
+`last + 1` that reading did not come to, and a block that begins above it. Nothing else can look so: leavings
+of earlier use are of records that a commit superseded before the file was written over, hence not above
+`last`; a torn record's own frames, in whatever selection, have its own sequence and lack one; numbers that a
+dead process may have used are skipped. What cannot be told from a torn tail is damage to the very last
+record.
 
 After an unclean stop nothing may be appended until a commit supersedes all that was replayed and `restart`
 has made a new first sequence durable, above any that the dead process may have written: else a new record
@@ -24,16 +35,23 @@ from pathlib import Path
 from snapfs import limits
 from snapfs.errors import Corrupt, Refused
 from snapfs.format.journal import (
+    FRAME_HEADER_BYTES,
     JOURNAL_HEADER_BYTES,
+    FramePlace,
     JournalFrame,
     JournalHeader,
     decode_journal_header,
     decode_records,
     encode_journal_header,
+    find_frames,
 )
 from snapfs.store.durable import Disk
 
 FILES = (0, 1)
+RECORDS_MAX = len(FILES) * limits.JOURNAL_BYTES // FRAME_HEADER_BYTES  # that both files together can hold
+
+# Else what a dead process wrote could be taken for a later record of the next one.
+assert limits.JOURNAL_SEQUENCE_GAP > 1
 
 
 class Journal:
@@ -116,24 +134,33 @@ class Journal:
         return 1.0 - self.free_bytes / (self.bytes_max - JOURNAL_HEADER_BYTES)
 
     def append(self, sequence: int, frames: Sequence[bytes]) -> None:
-        """Write the frames of the record `sequence` (`last_sequence` + 1). Durable after `sync`.
+        """Write the frames of the record `sequence` (`last_sequence` + 1). Durable after `sync`, which comes
+        before the next append.
 
         Refused(ENOSPC) when they do not fit into the active file: the caller commits, which frees one.
-        Nothing was written then.
+        Nothing was written then, or, when the disk below was full, nothing that a replay would take.
         """
+        self._disk.check()
         assert not self._must_restart, 'P5: what was replayed must be committed before anything is appended'
         assert sequence == self.last_sequence + 1, f'{sequence} does not follow {self.last_sequence}'
         size = sum(map(len, frames))
         if size > self.free_bytes:
             raise Refused(errno.ENOSPC, f'journal: {size} bytes do not fit into {self.free_bytes}')
+        assert not any(self._unsynced), 'P5: the record before it must be durable'
         active = self._active
         position = self._positions[active]
         self._unsynced[active] = True
         if position == 0:
             header = encode_journal_header(JournalHeader(self._uuid, active, sequence))
             frames = [header, *frames]
-        position += self._disk.pwrite(self._fds[active], frames, position)
-        self._positions[active] = position
+        try:
+            position += self._disk.pwrite(self._fds[active], frames, position)
+        except Refused:
+            # Parts of this record are there. The next one, of the same number, must not be continued by them.
+            position = self.bytes_max
+            raise
+        finally:
+            self._positions[active] = position
         self.last_sequence = sequence
 
     def sync(self) -> None:
@@ -175,9 +202,9 @@ class Journal:
 
     # --- reading -----------------------------------------------------------------------------------------
     def replay(self, after_sequence: int) -> Iterator[list[JournalFrame]]:
-        """Yield every complete record above `after_sequence`, in order, each as its frames. Ends at the first
-        that is not whole. Corrupt when the journal cannot be read or has lost records that a later one
-        follows (P5)."""
+        """Yield the complete records above `after_sequence`, each as its frames, without a gap in their
+        sequences. Ends at the first that is not whole. Corrupt when the journal cannot be read or has lost
+        records that were durable, as a later one or its file's block proves (P5)."""
         files = [self._read(number) for number in FILES]
         # By sequence, not file by file: a power cut may keep new frames behind an old block, whose first
         # sequence says nothing about them.
@@ -194,12 +221,17 @@ class Journal:
             if sequence <= last:
                 continue
             if sequence != last + 1:
-                durable = [one.first_sequence for one, _ in files if one.first_sequence > last + 1]
-                if durable:
-                    raise Corrupt(f'journal: records {last + 1} to {min(durable) - 1} are missing')
-                return  # a power cut kept it, and not the one before it
+                raise _lost(last + 1, sequence - 1, f'record {sequence} is there')
             last = sequence
             yield record
+        for header, data in files:
+            if header.first_sequence > last + 1:
+                raise _lost(last + 1, header.first_sequence - 1, f'file {header.file_number} follows them')
+            for offset, place in _later_records(data, self._uuid, last):
+                where = f'byte {offset} of file {header.file_number}'
+                raise _lost(
+                    last + 1, max(last + 1, place.sequence - 1), f'{where} has record {place.sequence}'
+                )
 
     def _read(self, number: int) -> tuple[JournalHeader, memoryview]:
         fd = self._fds[number]
@@ -208,3 +240,30 @@ class Journal:
         if (header.store_uuid, header.file_number) != (self._uuid, number):
             raise Corrupt(f'journal: file {number} is that of another store, or in the wrong place')
         return header, data
+
+
+def _later_records(data: memoryview, store_uuid: bytes, last: int) -> Iterator[tuple[int, FramePlace]]:
+    """Yield (offset, place) of what proves that the record `last` + 1, at which a replay stopped, was durable
+    once: any frame of a later one, or the whole of it where reading did not come to."""
+    parts_end = 0  # of the parts of `last` + 1 that stand back to back from part 0 on; 0 = none yet
+    parts = 0
+    for offset, end, place in find_frames(data, store_uuid, JOURNAL_HEADER_BYTES):
+        if last + 1 < place.sequence <= last + RECORDS_MAX:
+            yield offset, place
+        if place.sequence != last + 1:
+            continue
+        if place.part == 0:
+            parts, parts_end = 0, offset
+        if place.part == parts and offset == parts_end:
+            parts, parts_end = parts + 1, end
+            if not place.more:
+                yield offset, place
+
+
+def _lost(first: int, end: int, proof: str) -> Corrupt:
+    missing = f'record {first} is' if first == end else f'records {first} to {end} are'
+    return Corrupt(
+        f'journal: {missing} missing or damaged, but {proof}, written when they were durable (P5)',
+        advice='Nothing was changed. Keep a copy of the store as it is; what the journal holds can be read '
+        'with snapfs-dump.',
+    )

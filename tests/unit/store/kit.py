@@ -37,7 +37,8 @@ def record(store: Store, mark: int) -> int:
 
 
 def append(store: Store, mark: int) -> int:
-    """As `record`, without syncing the journal."""
+    """As `record`, without syncing the journal; what was appended before is durable then."""
+    store.journal.sync()
     store.chunks.sync()
     sequence = store.journal.last_sequence + 1
     deltas = [VolumeDelta(1, mark)]  # any number will do as a mark
