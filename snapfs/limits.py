@@ -66,6 +66,9 @@ ZSTD_LEVEL = 1
 ZSTD_WINDOW_LOG_MAX = 17  # 128 KiB: a frame that asks for a larger window is refused
 COMPRESS_BYTES_MIN = 128  # less is stored plain without trying
 COMPRESS_SAVING_SHIFT = 4  # compressed only when that saves at least 1/2^4 of the plain bytes
+COMPRESS_FAILURES_PROBE = 4  # after so many payloads in a row that did not, only a piece of the next is tried
+COMPRESS_FAILURES_RETRY = 32  # and once in so many the whole all the same
+COMPRESS_PROBE_BYTES = 4 * KIB  # that piece
 
 # --- store -----------------------------------------------------------------------------------------------
 CATALOG_CACHE_BYTES = 3 * MIB  # of each SQLite connection
@@ -158,6 +161,8 @@ assert JOURNAL_INLINE_BYTES_MAX * 2 < JOURNAL_FRAME_BYTES_MAX * 2 < JOURNAL_BYTE
 assert 3 + VIEW_BITS + INO_BITS <= 64  # a node id is (kind of place, view, inode number)
 assert HASH_COLLISIONS_MAX <= STREAM_ARRAY_ELEMENTS_MAX
 assert JOURNAL_FRAME_BYTES_TARGET * 5 // 4 + JOURNAL_INLINE_BYTES_MAX // 4 <= JOURNAL_FRAME_BYTES_MAX
+assert COMPRESS_PROBE_BYTES >= COMPRESS_BYTES_MIN
+assert 0 < COMPRESS_FAILURES_PROBE < COMPRESS_FAILURES_RETRY
 assert 1 << ZSTD_WINDOW_LOG_MAX >= PLAIN_BYTES_MAX
 assert NAME_BYTES_MAX <= KEY_SUFFIX_BYTES_MAX
 # Every branch has two children at least, and can give one away, even at the right edge.

@@ -40,22 +40,46 @@ _WINDOW_OPTIONS: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max
 
 
 class Compressor:
-    """Compresses payloads, one after the other. Belongs to one thread: zstd contexts cannot be shared."""
+    """Compresses payloads, one after the other. Belongs to one thread: zstd contexts cannot be shared.
 
-    __slots__ = ('_zstd',)
+    Data that does not compress mostly follows data that did not. After a few such payloads only a piece from
+    the middle of the next is tried, and the whole again when that piece compresses, or after some more
+    payloads. So how a payload is stored depends on those before it; what it decodes to never does.
+    """
+
+    __slots__ = ('_failures', '_zstd')
 
     def __init__(self, level: int = limits.ZSTD_LEVEL) -> None:
         self._zstd = zstd.ZstdCompressor(level=level)
+        self._failures = 0  # payloads in a row that were stored plain after a try
 
     def compress(self, plain: Buffer) -> tuple[Codec, Buffer]:
         """Return (codec, stored bytes); these are `plain` itself where compressing saves less than 1/16."""
         length = len(plain)
         if length < limits.COMPRESS_BYTES_MIN:
             return CODEC_PLAIN, plain
+        failures = self._failures
+        if (
+            failures >= limits.COMPRESS_FAILURES_PROBE
+            and length > limits.COMPRESS_PROBE_BYTES * 2
+            and failures % limits.COMPRESS_FAILURES_RETRY
+        ):
+            middle = length >> 1
+            probe = memoryview(plain)[middle : middle + limits.COMPRESS_PROBE_BYTES]
+            if not _saves(self._zstd.compress(probe, zstd.ZstdCompressor.FLUSH_FRAME), len(probe)):
+                self._failures = failures + 1
+                return CODEC_PLAIN, plain
         stored = self._zstd.compress(plain, zstd.ZstdCompressor.FLUSH_FRAME)
-        if len(stored) > length - (length >> limits.COMPRESS_SAVING_SHIFT):
+        if not _saves(stored, length):
+            self._failures = failures + 1
             return CODEC_PLAIN, plain
+        self._failures = 0
         return CODEC_ZSTD, stored
+
+
+def _saves(stored: bytes, length: int) -> bool:
+    """Return whether storing these bytes instead of `length` plain ones saves enough."""
+    return len(stored) <= length - (length >> limits.COMPRESS_SAVING_SHIFT)
 
 
 def decompress(codec: int, stored: Buffer, plain_length: int) -> bytes:

@@ -135,6 +135,28 @@ class Buffer:
         index = bisect_right(self.starts, start) - 1
         return index >= 0 and end <= self.starts[index] + len(self.pieces[index])
 
+    def whole(self, start: int, end: int) -> bytes | bytearray | memoryview | None:
+        """Return the bytes of [start, end), not empty, if all of them are here, else None.
+
+        What one piece has is not copied: that piece must not change while the answer is in use.
+        """
+        starts, pieces = self.starts, self.pieces
+        parts: list[bytes | bytearray | memoryview] = []
+        position, index = start, bisect_right(starts, start) - 1
+        while position < end:
+            if not 0 <= index < len(starts) or starts[index] > position:
+                return None
+            piece, low = pieces[index], starts[index]
+            high = low + len(piece)
+            if high <= position:
+                return None
+            if low == position and high <= end:
+                parts.append(piece)
+            else:
+                parts.append(memoryview(piece)[position - low : end - low])
+            position, index = high, index + 1
+        return parts[0] if len(parts) == 1 else b''.join(parts)
+
     def copy_into(self, target: bytearray, offset: int) -> None:
         """Lay the bytes held here over `target`, which stands for the file from `offset` on."""
         end = offset + len(target)

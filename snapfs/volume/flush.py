@@ -153,14 +153,13 @@ async def _store_batch(core: Core, job: Job, batch: list[Region]) -> None:
         _apply(core, job, region, cut)
 
 
-async def _contents(core: Core, region: Region) -> bytes | bytearray:
+async def _contents(core: Core, region: Region) -> bytes | bytearray | memoryview:
     """Return the bytes of a region: what is buffered over what was there."""
     frozen = region.inode.flushing
     assert frozen is not None
-    if not region.old and len(frozen.starts) == 1 and frozen.starts[0] == region.start:
-        piece = frozen.pieces[0]
-        if len(piece) == region.end - region.start:
-            return piece
+    whole = frozen.whole(region.start, region.end)
+    if whole is not None:
+        return whole
     result = bytearray(region.end - region.start)
     clean = [extent for extent in region.old if not frozen.covers(extent[0], extent[0] + extent[1])]
     plains = await core.chunks_of([extent[2] for extent in clean])

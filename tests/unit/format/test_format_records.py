@@ -54,6 +54,32 @@ def test_compressing_must_save_a_sixteenth() -> None:
     assert compressor.compress(NOISE + b'a' * 400)[0] is Codec.ZSTD
 
 
+def noise(number: int, length: int) -> bytes:
+    return blake3(b'noise %d' % number).digest(length=length)
+
+
+def test_after_data_that_does_not_compress_a_piece_is_tried_first() -> None:
+    compressor, length = Compressor(), 32_768
+    # Compresses as a whole, but not in the middle: it tells which of the two was tried.
+    odd = noise(0, length - 8192) + bytes(8192)
+    for number in range(limits.COMPRESS_FAILURES_PROBE):
+        assert compressor.compress(odd)[0] is Codec.ZSTD
+        assert compressor.compress(noise(number, length))[0] is Codec.PLAIN
+    for number in range(limits.COMPRESS_FAILURES_PROBE):
+        assert compressor.compress(noise(number, length))[0] is Codec.PLAIN
+    assert compressor.compress(odd) == (Codec.PLAIN, odd)
+    assert compressor.compress(odd[:8192][-4096:] + bytes(4096))[0] is Codec.ZSTD  # small: tried whole
+    for number in range(limits.COMPRESS_FAILURES_PROBE):
+        assert compressor.compress(noise(number, length))[0] is Codec.PLAIN
+    # What compresses in its middle is compressed at once, and what follows it is tried whole again.
+    assert compressor.compress(memoryview((TEXT * 20)[:length]))[0] is Codec.ZSTD
+    assert compressor.compress(odd)[0] is Codec.ZSTD
+    # However long the row, the whole is tried every so often.
+    for number in range(limits.COMPRESS_FAILURES_RETRY):
+        assert compressor.compress(noise(number, length))[0] is Codec.PLAIN
+    assert compressor.compress(odd)[0] is Codec.ZSTD
+
+
 @pytest.mark.parametrize('length', [128, 129, 1000, 32_768, 131_071, 131_072])
 def test_every_length_comes_back(length: int) -> None:
     plain = (TEXT * (length // len(TEXT) + 1))[:length]

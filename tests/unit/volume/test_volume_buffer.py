@@ -37,6 +37,9 @@ def check(found: Buffer, model: Model) -> None:
     for start, end in ((0, 5), (9, 30), (55, 60)):
         assert found.overlaps(start, end) == any(model.here[start:end])
         assert not found.covers(start, end) or all(model.here[start:end])
+    for start, end in [(0, 5), (9, 30), (55, 60), (3, 4), *model.runs()]:
+        whole = found.whole(start, end)
+        assert whole == (model.data[start:end] if all(model.here[start:end]) else None)
     fresh = [False] * SPAN
     for start, end in found.fresh:
         fresh[start:end] = [True] * (end - start)
