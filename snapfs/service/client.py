@@ -90,6 +90,8 @@ class Connection:
 
 def locate(option: str | None, environment: Mapping[str, str], directory: str | None = None) -> Target:
     """Find the store: --store, else SNAPFS_STORE, else the mount that `directory` (default: here) lies in."""
+    if option == '':
+        raise Invalid('--store is empty; name a store')  # it would mean whatever store is found otherwise
     named = option or environment.get('SNAPFS_STORE')
     if named:
         store = Path(os.path.abspath(named))

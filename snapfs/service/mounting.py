@@ -30,6 +30,9 @@ def split_source(text: str) -> tuple[Path, str | None]:
 def plan_mount(source: str, mountpoint: str, options: MountOptions) -> MountRequest:
     """Work out what is to be mounted. `source` is STORE[:VOLUME], or any token when -o source= names the
     store."""
+    for what, path in (('the source', source), ('the mountpoint', mountpoint)):
+        if not path:
+            raise Invalid(f'{what} is empty; name a path')  # it would mean the directory one stands in
     store, volume = split_source(options.source if options.source is not None else source)
     if options.volume is not None:
         if volume not in (None, options.volume):
