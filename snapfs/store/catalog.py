@@ -23,6 +23,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt, Refused, SnapfsError
 from snapfs.store import schema
 from snapfs.store.durable import Disk
+from snapfs.store.migrate import OLDEST_VERSION, migrate
 from snapfs.store.rows import (
     ChunkRow,
     Commit,
@@ -147,6 +148,10 @@ class Catalog:
         with self._errors():
             application = db.execute('PRAGMA application_id').fetchone()[0]
             version = db.execute('PRAGMA user_version').fetchone()[0]
+            if application == schema.APPLICATION_ID and OLDEST_VERSION <= version < schema.SCHEMA_VERSION:
+                migrate(db, version)
+                self._disk.database_committed(db)
+                version = schema.SCHEMA_VERSION
             found = db.execute('SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL').fetchall()
         if application != schema.APPLICATION_ID:
             raise Corrupt(f'{self._path} is not a catalog of snapfs')
@@ -290,13 +295,14 @@ class Catalog:
             if (scope is None or row.scope == scope) and not (in_force and row.acknowledged_ns is not None)
         ]
 
-    def incident_add(self, scope: str, reason: str, now_ns: int) -> IncidentRow:
+    def incident_add(self, scope: str, reason: str, now_ns: int, batch: int | None = None) -> IncidentRow:
         """Record an incident; it is in force until `incident_acknowledge`."""
         with self.transaction(even_latched=True) as db:
             number = take_number(db, 'next_incident')
-            row = IncidentRow(number, scope, now_ns, clean_text(reason), None, None)
+            row = IncidentRow(number, scope, now_ns, clean_text(reason), None, None, batch)
             db.execute(
-                'INSERT INTO incident VALUES (?, ?, ?, ?, NULL, NULL)', (number, scope, now_ns, row.reason)
+                'INSERT INTO incident VALUES (?, ?, ?, ?, NULL, NULL, ?)',
+                (number, scope, now_ns, row.reason, batch),
             )
         return row
 

@@ -95,7 +95,7 @@ class HoldRow:
 
 @dataclass(frozen=True, slots=True)
 class RequestRow:
-    """A wish to delete: kind 'snapshot', 'volume' or 'dropped'. `view` is the view number that went away."""
+    """A wish to delete, of one of the schema's kinds. `view` is the view number that went away."""
 
     number: int
     kind: str
@@ -138,6 +138,7 @@ class IncidentRow:
     reason: str
     acknowledged_ns: int | None
     acknowledged_by: str | None
+    batch: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,15 @@ somebody else wrote would run with our rights. Pure constants.
 Conventions: *_ns are nanoseconds since 1970; `who` is a user's name as the caller gave it; names are BLOBs
 because file names need not be UTF-8. A column whose name is or ends in `root`, `id` or `ids` holds chunk ids,
 and no other does: whoever looks for mentions of a chunk reads exactly these (volume.root, snapshot.root,
-request.root, request_part.ids, chunk.id, quarantine.id, freed.id). `volume.number` and `snapshot.number` are
-view numbers.
+request.root, request_part.ids, canary.root, chunk.id, quarantine.id, freed.id). `volume.number` and
+`snapshot.number` are view numbers.
+
+Version 2 added the tables config, approval and canary, the columns of batch that tell how far it is,
+incident.batch, and the kinds of request that the collector makes. migrate.py brings an older catalog here.
 """
 
 APPLICATION_ID = 0x536E6170  # 'Snap'
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SETTINGS = """
 CREATE TABLE settings (
@@ -21,7 +24,10 @@ CREATE TABLE settings (
   --   journal_sequence  journal records up to here are contained in the current roots
   --   next_view         next view number (volumes and snapshots share the counter), never reused
   --   next_volume       next stable volume number, never reused
-  --   next_request, next_pack, next_incident   likewise
+  --   next_request, next_pack, next_incident, next_batch   likewise
+  --   trusted_ns        time that certainly has passed while the store was there: graces are measured with it
+  --   trusted_wall_ns   time of day when trusted_ns was last written; 0 = never
+  --   unclean_opens     how often an open found 'clean' at 0
   --   clean             1 after a clean close, 0 while open: an open that finds 0 recovers
   key TEXT PRIMARY KEY,
   value INTEGER NOT NULL
@@ -80,13 +86,15 @@ REQUEST = """
 CREATE TABLE request (
   -- A durable wish to delete. Only what a request reaches can ever be freed (P2). A request that is in no
   -- batch is a root like any other: it may still be taken back. Everything needed for that is in the row.
+  -- Kinds: a person deleted a snapshot or a volume; a commit dropped chunks; a batch returned what something
+  -- kept at the time; a person asked for what a crash leaked.
   number INTEGER PRIMARY KEY,
-  kind TEXT NOT NULL CHECK (kind IN ('snapshot', 'volume', 'dropped')),
-  volume INTEGER NOT NULL,            -- stable number; the volume itself may be gone
+  kind TEXT NOT NULL CHECK (kind IN ('snapshot', 'volume', 'dropped', 'returned', 'leaked')),
+  volume INTEGER NOT NULL,            -- stable number, 0 = none; the volume itself may be gone
   volume_name BLOB NOT NULL,          -- as it was then
   name BLOB NOT NULL,                 -- of the snapshot; empty for the other kinds
-  view INTEGER NOT NULL,              -- view number of the snapshot or volume; 0 for dropped
-  root BLOB,                          -- NULL for dropped (see request_part) and empty trees
+  view INTEGER NOT NULL,              -- view number of the snapshot or volume; 0 for the other kinds
+  root BLOB,                          -- NULL for empty trees and kinds whose ids are in request_part
   root_items INTEGER NOT NULL,
   root_refs INTEGER NOT NULL,
   next_ino INTEGER NOT NULL,
@@ -104,7 +112,7 @@ CREATE TABLE request (
 
 REQUEST_PART = """
 CREATE TABLE request_part (
-  -- What a commit dropped, for requests of kind 'dropped'. Rows are slices of at most 1,000 ids.
+  -- The ids of requests of the kinds dropped, returned and leaked. Rows are slices of at most 1,000 ids.
   request INTEGER NOT NULL REFERENCES request,
   part INTEGER NOT NULL,
   kind TEXT NOT NULL CHECK (kind IN ('chunks', 'subtrees')),  -- single chunks, or top nodes of whole subtrees
@@ -115,16 +123,28 @@ CREATE TABLE request_part (
 
 BATCH = """
 CREATE TABLE batch (
-  -- The unit the collector moves. One at a time is in a state other than FREED or RESTORED.
+  -- The unit the collector moves. PLANNED: its rows are on their way into quarantine; a crash ends it.
+  -- QUARANTINED: it rests until its grace is over. CONFIRMED: recount 2 found no mention and the receipt is
+  -- durable; from here it goes forwards only. FREED and RESTORED are its two ends. One batch moves at a time,
+  -- several may rest.
   number INTEGER PRIMARY KEY,
   state TEXT NOT NULL CHECK (state IN ('PLANNED', 'QUARANTINED', 'CONFIRMED', 'FREED', 'RESTORED')),
+  class TEXT NOT NULL CHECK (class IN ('kept', 'dropped')),  -- which grace it has
   horizon INTEGER NOT NULL,           -- epoch recount 1 started from
   digest BLOB NOT NULL,               -- of the plan file in batches/
+  chunks INTEGER NOT NULL,            -- condemned
+  bytes INTEGER NOT NULL,             -- stored bytes of these, record headers included
+  grace_ns INTEGER NOT NULL,          -- how long it rests, in trusted time
   planned_ns INTEGER NOT NULL,
   quarantined_ns INTEGER,
+  quarantined_trusted_ns INTEGER,     -- trusted time then
   quarantined_epoch INTEGER,
+  released_by TEXT,                   -- who approved its digest to be freed before the grace is over, or NULL
   confirmed_ns INTEGER,               -- recount 2 found no mention
-  ended_ns INTEGER                    -- freed or restored
+  receipt BLOB,                       -- digest of the receipt file in batches/, from CONFIRMED on
+  freed INTEGER NOT NULL,             -- condemned chunks that are in the table freed so far, or gone
+  ended_ns INTEGER,                   -- freed or restored
+  reason TEXT                         -- why it was restored
 ) STRICT
 """
 
@@ -136,7 +156,8 @@ CREATE TABLE incident (
   opened_ns INTEGER NOT NULL,
   reason TEXT NOT NULL,
   acknowledged_ns INTEGER,            -- NULL = in force
-  acknowledged_by TEXT
+  acknowledged_by TEXT,
+  batch INTEGER                       -- the batch it is about, or NULL
 ) STRICT
 """
 
@@ -214,6 +235,38 @@ CREATE TABLE receipt (
 ) STRICT
 """
 
+CONFIG = """
+CREATE TABLE config (
+  -- What a person has set with `snapfs config`. A key that is absent has its default.
+  key TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+APPROVAL = """
+CREATE TABLE approval (
+  -- A person's word for exactly one plan. It adds to the machine's checks and replaces none.
+  digest BLOB NOT NULL,               -- of the plan
+  what TEXT NOT NULL CHECK (what IN ('limits', 'grace')),  -- it may exceed the limits, or be freed early
+  who TEXT NOT NULL,
+  given_ns INTEGER NOT NULL,
+  until_trusted_ns INTEGER NOT NULL,  -- it counts no longer then
+  PRIMARY KEY (digest, what, who)
+) STRICT, WITHOUT ROWID
+"""
+
+CANARY = """
+CREATE TABLE canary (
+  -- The trip wire: a hidden root whose chunks nothing else references and nobody deletes. A recount that does
+  -- not find them alive is blind.
+  number INTEGER PRIMARY KEY,
+  root BLOB NOT NULL,
+  root_items INTEGER NOT NULL,
+  root_refs INTEGER NOT NULL,
+  made_ns INTEGER NOT NULL
+) STRICT
+"""
+
 TABLES = {
     'settings': SETTINGS,
     'volume': VOLUME,
@@ -228,6 +281,9 @@ TABLES = {
     'quarantine': QUARANTINE,
     'freed': FREED,
     'receipt': RECEIPT,
+    'config': CONFIG,
+    'approval': APPROVAL,
+    'canary': CANARY,
 }
 
 SETTINGS_INITIAL = {
@@ -238,5 +294,9 @@ SETTINGS_INITIAL = {
     'next_request': 1,
     'next_pack': 1,
     'next_incident': 1,
+    'next_batch': 1,
+    'trusted_ns': 0,
+    'trusted_wall_ns': 0,
+    'unclean_opens': 0,
     'clean': 1,
 }

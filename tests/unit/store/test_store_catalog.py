@@ -299,8 +299,11 @@ def test_every_column_of_ids_is_named_so():
         ('batch', 'digest'),
         ('pack', 'name'),
         ('receipt', 'digest'),
+        ('approval', 'digest'),
+        ('batch', 'receipt'),
     }
     assert {table for table, _ in ids} == {
+        'canary',
         'volume',
         'snapshot',
         'request',

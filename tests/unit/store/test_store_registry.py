@@ -194,7 +194,8 @@ def test_a_request_in_a_batch_is_not_taken_back_under_it(catalog, registry, home
     row = registry.snapshot_add(home.volume, 'monday', 'ann', 7)
     request = registry.snapshot_delete(row.number, 'bob', 8)
     with catalog.transaction() as db:
-        db.execute("INSERT INTO batch VALUES (3, 'PLANNED', 1, x'00', 9, NULL, NULL, NULL, NULL)")
+        columns = 'number, state, class, horizon, digest, chunks, bytes, grace_ns, planned_ns, freed'
+        db.execute(f"INSERT INTO batch ({columns}) VALUES (3, 'PLANNED', 'kept', 1, x'00', 0, 0, 0, 9, 0)")
         db.execute('UPDATE request SET batch = 3')
     with pytest.raises(Held, match='batch 3'):
         registry.snapshot_undelete(request.number)

@@ -1,0 +1,191 @@
+"""The tables of catalogs that older versions made, as they wrote them. They never change."""
+
+VERSION_1 = {
+    'settings': """
+CREATE TABLE settings (
+  -- One row per value of the store that changes. Keys and meanings:
+  --   epoch             number of commits so far
+  --   journal_sequence  journal records up to here are contained in the current roots
+  --   next_view         next view number (volumes and snapshots share the counter), never reused
+  --   next_volume       next stable volume number, never reused
+  --   next_request, next_pack, next_incident   likewise
+  --   clean             1 after a clean close, 0 while open: an open that finds 0 recovers
+  key TEXT PRIMARY KEY,
+  value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+""",
+    'volume': """
+CREATE TABLE volume (
+  -- A writable file tree. The row holds the committed root of its head; newer changes are in memory and
+  -- journal.
+  volume INTEGER PRIMARY KEY,         -- stable number: journal, snapshots and requests name the volume by it
+  number INTEGER NOT NULL UNIQUE,     -- view number; a rollback gives the volume a new one
+  name BLOB NOT NULL UNIQUE,
+  root BLOB,                          -- id of the top node; NULL = empty tree
+  root_items INTEGER NOT NULL,        -- items below the root
+  root_refs INTEGER NOT NULL,         -- references below the root
+  next_ino INTEGER NOT NULL,          -- inode numbers from here on were never used
+  created_ns INTEGER NOT NULL,
+  origin INTEGER,                     -- view number of the snapshot it was cloned from, or NULL
+  damaged_ns INTEGER                  -- when a read first found a chunk missing or wrong, or NULL
+) STRICT
+""",
+    'snapshot': """
+CREATE TABLE snapshot (
+  -- A name for a root. The root never changes (P6).
+  number INTEGER PRIMARY KEY,         -- view number
+  volume INTEGER NOT NULL REFERENCES volume,
+  name BLOB NOT NULL,
+  root BLOB,
+  root_items INTEGER NOT NULL,
+  root_refs INTEGER NOT NULL,
+  next_ino INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,             -- the commit whose root this is
+  created_ns INTEGER NOT NULL,
+  who TEXT NOT NULL,
+  damaged_ns INTEGER,
+  UNIQUE (volume, name)
+) STRICT
+""",
+    'hold': """
+CREATE TABLE hold (
+  -- A persistent, named reason not to delete a snapshot.
+  snapshot INTEGER NOT NULL REFERENCES snapshot,
+  name BLOB NOT NULL,
+  who TEXT NOT NULL,
+  why TEXT NOT NULL,
+  created_ns INTEGER NOT NULL,
+  until_ns INTEGER,                   -- it stops holding then; NULL = until released
+  PRIMARY KEY (snapshot, name)
+) STRICT, WITHOUT ROWID
+""",
+    'batch': """
+CREATE TABLE batch (
+  -- The unit the collector moves. One at a time is in a state other than FREED or RESTORED.
+  number INTEGER PRIMARY KEY,
+  state TEXT NOT NULL CHECK (state IN ('PLANNED', 'QUARANTINED', 'CONFIRMED', 'FREED', 'RESTORED')),
+  horizon INTEGER NOT NULL,           -- epoch recount 1 started from
+  digest BLOB NOT NULL,               -- of the plan file in batches/
+  planned_ns INTEGER NOT NULL,
+  quarantined_ns INTEGER,
+  quarantined_epoch INTEGER,
+  confirmed_ns INTEGER,               -- recount 2 found no mention
+  ended_ns INTEGER                    -- freed or restored
+) STRICT
+""",
+    'request': """
+CREATE TABLE request (
+  -- A durable wish to delete. Only what a request reaches can ever be freed (P2). A request that is in no
+  -- batch is a root like any other: it may still be taken back. Everything needed for that is in the row.
+  number INTEGER PRIMARY KEY,
+  kind TEXT NOT NULL CHECK (kind IN ('snapshot', 'volume', 'dropped')),
+  volume INTEGER NOT NULL,            -- stable number; the volume itself may be gone
+  volume_name BLOB NOT NULL,          -- as it was then
+  name BLOB NOT NULL,                 -- of the snapshot; empty for the other kinds
+  view INTEGER NOT NULL,              -- view number of the snapshot or volume; 0 for dropped
+  root BLOB,                          -- NULL for dropped (see request_part) and empty trees
+  root_items INTEGER NOT NULL,
+  root_refs INTEGER NOT NULL,
+  next_ino INTEGER NOT NULL,
+  root_epoch INTEGER NOT NULL,        -- the commit whose root this is
+  created_ns INTEGER NOT NULL,        -- when the snapshot or volume was made
+  created_by TEXT NOT NULL,           -- who took the snapshot
+  origin INTEGER,                     -- of the volume
+  requested_ns INTEGER NOT NULL,
+  who TEXT NOT NULL,                  -- who wants it gone
+  epoch INTEGER NOT NULL,             -- epoch of the store at the request
+  bytes INTEGER,                      -- estimate of what will come back; NULL = unknown
+  batch INTEGER REFERENCES batch      -- the batch that works on it, or NULL
+) STRICT
+""",
+    'request_part': """
+CREATE TABLE request_part (
+  -- What a commit dropped, for requests of kind 'dropped'. Rows are slices of at most 1,000 ids.
+  request INTEGER NOT NULL REFERENCES request,
+  part INTEGER NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('chunks', 'subtrees')),  -- single chunks, or top nodes of whole subtrees
+  ids BLOB NOT NULL,                  -- ids of 32 bytes, back to back
+  PRIMARY KEY (request, part)
+) STRICT, WITHOUT ROWID
+""",
+    'incident': """
+CREATE TABLE incident (
+  -- A latch that fell. It stays in force until a person acknowledges it; a restart clears nothing.
+  number INTEGER PRIMARY KEY,
+  scope TEXT NOT NULL CHECK (scope IN ('store', 'collector')),  -- all writing stops, or only deletion
+  opened_ns INTEGER NOT NULL,
+  reason TEXT NOT NULL,
+  acknowledged_ns INTEGER,            -- NULL = in force
+  acknowledged_by TEXT
+) STRICT
+""",
+    'pack': """
+CREATE TABLE pack (
+  -- A file of records. Numbers stand for names in locations, because they are short.
+  pack INTEGER PRIMARY KEY,
+  name BLOB NOT NULL UNIQUE,          -- 16 random bytes; the file is called by their hexadecimal digits
+  kind INTEGER NOT NULL,              -- of all its records: 1 data, 2 node
+  state TEXT NOT NULL CHECK (state IN ('open', 'sealed', 'retired')),
+  bytes INTEGER NOT NULL,             -- durable bytes: header and records, and the footer when sealed
+  records INTEGER NOT NULL            -- durable records
+) STRICT
+""",
+    'chunk': """
+CREATE TABLE chunk (
+  -- The index: where the chunk is that readers get and writers share. All bytes it names are durable (P4).
+  id BLOB PRIMARY KEY,
+  pack INTEGER NOT NULL,              -- pack.pack; no foreign key, it would cost a look-up per row
+  offset INTEGER NOT NULL,            -- of the record's header in the pack
+  stored INTEGER NOT NULL,            -- payload bytes in the pack
+  plain INTEGER NOT NULL,             -- bytes after decompression
+  codec INTEGER NOT NULL,
+  kind INTEGER NOT NULL,
+  epoch INTEGER NOT NULL              -- of the commit that inserted the row
+) STRICT, WITHOUT ROWID
+""",
+    'quarantine': """
+CREATE TABLE quarantine (
+  -- Condemned chunks in grace: readable (that is an alarm), invisible to writers, who store a fresh copy
+  -- instead.
+  id BLOB NOT NULL,
+  pack INTEGER NOT NULL,
+  offset INTEGER NOT NULL,
+  stored INTEGER NOT NULL,
+  plain INTEGER NOT NULL,
+  codec INTEGER NOT NULL,
+  kind INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  batch INTEGER NOT NULL,
+  PRIMARY KEY (id, pack, offset)
+) STRICT, WITHOUT ROWID
+""",
+    'freed': """
+CREATE TABLE freed (
+  -- Chunks with a receipt whose pack may still stand. Rows go when the pack has gone. Invisible to writers; a
+  -- read that finds its chunk only here is served, and an alarm.
+  id BLOB NOT NULL,
+  pack INTEGER NOT NULL,
+  offset INTEGER NOT NULL,
+  stored INTEGER NOT NULL,
+  plain INTEGER NOT NULL,
+  codec INTEGER NOT NULL,
+  kind INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  batch INTEGER NOT NULL,
+  PRIMARY KEY (id, pack, offset)
+) STRICT, WITHOUT ROWID
+""",
+    'receipt': """
+CREATE TABLE receipt (
+  -- Proof that a check was made: certificates of batches, verifications of the store. The text is in the
+  -- audit log.
+  number INTEGER PRIMARY KEY,
+  kind TEXT NOT NULL CHECK (kind IN ('certificate', 'verification')),
+  batch INTEGER REFERENCES batch,
+  made_ns INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  passed INTEGER NOT NULL,            -- 1, or 0: something was found
+  digest BLOB NOT NULL                -- of the file or audit line with the details
+) STRICT
+""",
+}
