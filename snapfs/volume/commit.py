@@ -250,13 +250,15 @@ class Committer:
         """Commit and return with both locks held: no change becomes durable until `let_go`. For rollback and
         deletion.
         """
-        await self.commit_lock.acquire()
-        try:
-            held = await self._commit(keep_lock=True)
-            assert held
-        except BaseException:
-            self.commit_lock.release()
-            raise
+        # Shielded: a commit that is durable and then cancelled would be undone in memory, and only there.
+        with trio.CancelScope(shield=True), self.core.latching():
+            await self.commit_lock.acquire()
+            try:
+                held = await self._commit(keep_lock=True)
+                assert held
+            except BaseException:
+                self.commit_lock.release()
+                raise
 
     def let_go(self) -> None:
         """Release what `commit_and_hold` holds."""
@@ -273,23 +275,20 @@ class Committer:
         try:
             fitted = await self._record(whole=True, journal=not keep_lock)
             sequence = self.core.store.journal.last_sequence
-            frozen = [head for head in self._heads() if not head.logged.empty()]
-            for head in frozen:
-                assert head.frozen is None, 'two commits at once'
-                head.frozen, head.logged = head.logged, Layer()
-                head.stack()
-            next_inos = {head.number: head.next_ino for head in frozen}
-            if frozen or always:
-                left = self._leave_journal()
+            changed = [head for head in self._heads() if not head.logged.empty()]
+            if changed or always:
                 number = self._moments
-                if fitted and not keep_lock:
-                    lock.release()
-                    held = False
+                next_inos = {head.number: head.next_ino for head in changed}
                 try:
-                    await self._build(frozen, sequence, next_inos)
+                    left = self._leave_journal()
+                    self._freeze(changed)
+                    if fitted and not keep_lock:
+                        lock.release()
+                        held = False
+                    await self._build(changed, sequence, next_inos)
                 except BaseException:
                     if held:
-                        self._unlog(frozen)
+                        self._unlog(changed)
                     raise
                 self._durable = max(self._durable, number)
                 self.core.store.journal.release(left)
@@ -302,6 +301,13 @@ class Committer:
             lock.release()
             held = False
         return held
+
+    def _freeze(self, heads: list[Head]) -> None:
+        """Set aside what the new trees are built from. No await; `_build` gives it back when it fails."""
+        for head in heads:
+            assert head.frozen is None, 'two commits at once'
+            head.frozen, head.logged = head.logged, Layer()
+            head.stack()
 
     def _leave_journal(self) -> int:
         """Let later records go to the other journal file; return the file that this commit makes
