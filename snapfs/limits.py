@@ -72,6 +72,7 @@ COMPRESS_PROBE_BYTES = 4 * KIB  # that piece
 
 # --- store -----------------------------------------------------------------------------------------------
 CATALOG_CACHE_BYTES = 3 * MIB  # of each SQLite connection
+PUT_RECORD_BITS = 26  # of an id, noted for each put during a recount: 8 MiB per kind of chunk
 LOCATE_IDS_MAX = 500  # looked up by one statement
 INSERT_ROWS_MAX = 1000  # rows inserted by one statement
 READ_BYTES_MAX = 1 * MIB  # neighbouring records are joined into one read up to here

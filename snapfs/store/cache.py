@@ -37,6 +37,11 @@ class CountCache(Generic[K, V]):
             if len(entries) > self._max:
                 del entries[next(iter(entries))]
 
+    def remove(self, key: K) -> None:
+        """Forget a value, if it is there."""
+        with self._lock:
+            self._entries.pop(key, None)
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
@@ -69,3 +74,8 @@ class ByteCache:
             entries[key] = value
             while self.bytes > self._max:
                 self.bytes -= len(entries.pop(next(iter(entries))))
+
+    def remove(self, key: bytes) -> None:
+        """Forget a value, if it is there."""
+        with self._lock:
+            self.bytes -= len(self._entries.pop(key, b''))

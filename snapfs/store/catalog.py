@@ -197,6 +197,13 @@ class Catalog:
                     raise
             self._disk.database_committed(db)
 
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """While inside, this thread alone begins transactions. For taking other locks before the transaction
+        without waiting in them for somebody else's."""
+        with self._lock:
+            yield
+
     def checkpoint(self) -> None:
         """Bring the write-ahead log into the catalog file, so that the file alone tells what is so."""
         with self._lock, self._errors():

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decod
 from snapfs.store.cache import ByteCache, CountCache
 from snapfs.store.catalog import LOCATE_FREED, LOCATE_QUARANTINE, Catalog
 from snapfs.store.durable import Buffer, Disk
+from snapfs.store.horizon import PutRecord
 from snapfs.store.packs import PackFile, PackNumbers, PackWriter, pack_path
 from snapfs.store.rows import ChunkRow, Location, PackRow
 
@@ -63,6 +65,8 @@ class ChunkStore:
             for kind in (RecordKind.DATA, RecordKind.NODE)
         }
         self.on_condemned: Callable[[bytes, str], None] = _log_condemned
+        self._putting = {kind: threading.Lock() for kind in self.writers}
+        self.recording: PutRecord | None = None
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._fresh: dict[bytes, ChunkRow] = {}
@@ -95,8 +99,15 @@ class ChunkStore:
         Refused(ENOSPC): nothing is broken, what got in stays, and the same call may be made again.
         """
         ids = [chunk_id(kind, plain) for plain in plains]
+        with self._putting[kind]:
+            if self.recording is not None:
+                self.recording.add(kind, ids)  # P3: before anything is looked up
+            self._put(kind, dict(zip(ids, plains, strict=True)))
+        self.put_bytes += sum(map(len, plains))
+        return ids
+
+    def _put(self, kind: RecordKind, wanted: dict[bytes, Buffer]) -> None:
         fresh, durable = self._fresh, self._durable
-        wanted = dict(zip(ids, plains, strict=True))
         # Order matters against a commit that ends meanwhile: it inserts into the catalog, then forgets here.
         unknown = [id for id in wanted if id not in fresh and id not in durable]
         if unknown:
@@ -104,8 +115,35 @@ class ChunkStore:
             chunks = [(id, wanted[id]) for id in unknown if id not in known]
             if chunks:
                 self._write(kind, chunks)
-        self.put_bytes += sum(map(len, plains))
-        return ids
+
+    def start_recording(self) -> PutRecord:
+        """Note every put from now on; what was noted before is forgotten. For the horizon of a recount."""
+        with self.exclusive():
+            self.recording = PutRecord()
+            return self.recording
+
+    def stop_recording(self) -> None:
+        """Note puts no longer."""
+        self.recording = None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """While inside, no put is between its note in the record and its answer. For moving rows out of
+        `chunk`: writers wait, the event loop too, so be quick; whoever writes to the catalog inside holds
+        `Catalog.reserved` outside, or writers wait for a commit."""
+        with self._putting[RecordKind.DATA], self._putting[RecordKind.NODE]:
+            yield
+
+    def forget(self, ids: Iterable[bytes]) -> None:
+        """Drop what the caches know of these chunks: they have moved, or reading them has become an alarm."""
+        for id in ids:
+            self._plains.remove(id)
+            self._locations.remove(id)
+
+    def forget_pack(self, number: int) -> None:
+        """A pack is about to go: close it, and let readers that knew it look again."""
+        self._files.remove(number)
+        self._numbers.remove(number)
 
     def _write(self, kind: RecordKind, chunks: list[tuple[bytes, Buffer]]) -> None:
         try:

@@ -105,6 +105,12 @@ class PackNumbers:
             self.numbers[name] = number
         return number, name
 
+    def remove(self, number: int) -> None:
+        """Forget a pack that is gone."""
+        with self._lock:
+            name, _ = self.packs.pop(number)
+            del self.numbers[name]
+
 
 @dataclass(slots=True)
 class OpenPack:
