@@ -186,6 +186,16 @@ def decode_journal_header(buffer: Buffer) -> JournalHeader:
     return JournalHeader(store_uuid, file_number, first_sequence)
 
 
+def is_cut_journal_header(buffer: Buffer, store_uuid: bytes, file_number: int) -> bool:
+    """Return whether all but the first sequence and the CRC of a block is as it must be: a write of it that
+    was cut off, over an older block of the same file, leaves that."""
+    if len(buffer) < JOURNAL_HEADER_BYTES:
+        return False
+    *fixed, _ = _BLOCK.unpack_from(buffer)
+    good = fixed == [JOURNAL_MAGIC, limits.FORMAT_VERSION, 0, store_uuid, file_number]
+    return good and not any(buffer[_BLOCK.size + _CRC.size : JOURNAL_HEADER_BYTES])
+
+
 def encode_frame(frame: JournalFrame, store_uuid: bytes) -> bytes:
     """Return the bytes of one frame: at most JOURNAL_FRAME_BYTES_MAX, which `split_record` sees to."""
     assert len(store_uuid) == limits.UUID_BYTES

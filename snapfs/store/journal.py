@@ -44,6 +44,7 @@ from snapfs.format.journal import (
     decode_records,
     encode_journal_header,
     find_frames,
+    is_cut_journal_header,
 )
 from snapfs.store.durable import Disk
 
@@ -236,7 +237,14 @@ class Journal:
     def _read(self, number: int) -> tuple[JournalHeader, memoryview]:
         fd = self._fds[number]
         data = memoryview(self._disk.pread(fd, self._disk.size(fd), 0))
-        header = decode_journal_header(data)
+        try:
+            header = decode_journal_header(data)
+        except Corrupt:
+            if not is_cut_journal_header(data, self._uuid, number):
+                raise
+            # A power cut came in the middle of writing the block: its sequence is unknown. Records count by
+            # their own, so nothing is lost, and nothing that a commit has superseded is taken.
+            header = JournalHeader(self._uuid, number, 0)
         if (header.store_uuid, header.file_number) != (self._uuid, number):
             raise Corrupt(f'journal: file {number} is that of another store, or in the wrong place')
         return header, data

@@ -210,6 +210,28 @@ def test_a_torn_tail_is_a_prefix(sim, tmp_path_factory, monkeypatch, switched, u
     assert lengths == {2, 3}
 
 
+def test_a_block_that_was_written_in_part_does_not_hide_the_records(sim):
+    """A short write of the block, and the power goes before the rest: what it says is unknown, and not
+    needed. A block that is wrong in anything else is damage."""
+    journal = opened(sim)
+    write(journal, 11, 12)
+    path = sim.root / 'journal' / '0'
+    old = path.read_bytes()
+    journal.release(journal.switch())
+    write(journal, 13, 14)
+    journal.switch()
+    write(journal, 15, sync=False)
+    new = path.read_bytes()
+    assert new[:44] != old[:44]
+    path.write_bytes(new[:44] + old[44:])
+    assert found(opened(sim, 2, was_clean=False), 2) == [13, 14]
+    path.write_bytes(new[:44] + old[44:JOURNAL_HEADER_BYTES] + new[JOURNAL_HEADER_BYTES:])
+    assert found(opened(sim, 2, was_clean=False), 2) == [13, 14, 15]
+    path.write_bytes(new[:30] + b'!' + new[31:])
+    with pytest.raises(Corrupt, match='CRC'):
+        opened(sim, 2, was_clean=False)
+
+
 def test_records_lost_before_others_are_corrupt(sim):
     """P5: bit rot in the first file must not let replay go on with the second."""
     journal = opened(sim)
