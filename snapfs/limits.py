@@ -129,6 +129,22 @@ READDIR_ENTRIES = 32  # one readdir answer of 4 KiB takes about 24
 RESERVE_BYTES = 16 * MIB  # the file STORE/reserve, given up so that deleting stays possible
 FREE_BYTES_MIN = 48 * MIB  # writes are refused when the disk below has less
 
+# --- deletion --------------------------------------------------------------------------------------------
+BATCHES_RESTING_MAX = 64  # in quarantine at a time
+BATCH_SLICE_ROWS_MAX = 4000  # rows moved by one transaction
+BATCH_SLICE_PARTS = 100  # request parts of up to 32 KiB removed by one transaction
+PLAN_BYTES_MAX = 256 * MIB  # of plan.json: 65,536 volumes and a million snapshots of 200 bytes
+APPROVALS_MAX = 1000  # kept at a time
+CLOCK_GAP_NS_MAX = 86_400 * 10**9  # of a gap between two openings, so much is believed of the wall clock
+CLOCK_WRITE_NS = 60 * 10**9  # trusted time is written down so often
+CANARY_CHUNKS = 16
+CANARY_CHUNK_BYTES = 1 * KIB
+SETTING_CHARACTERS_MAX = 4096
+HOOK_ARGUMENTS_MAX = 64
+EVIDENCE_FILES_MAX = 64  # of one incident
+EVIDENCE_BYTES_MAX = 16 * MIB  # of one of these files
+RECEIPT_ROWS_PER_READ = 4096
+
 # --- service and command line ----------------------------------------------------------------------------
 CONTROL_REQUEST_BYTES_MAX = 64 * KIB  # one JSON line from a client
 CONTROL_RESPONSE_BYTES_MAX = 256 * MIB  # one JSON line from the daemon
@@ -169,3 +185,5 @@ assert NAME_BYTES_MAX <= KEY_SUFFIX_BYTES_MAX
 # Every branch has two children at least, and can give one away, even at the right edge.
 assert NODE_BYTES_TARGET // 4 > 4 * (KEY_SUFFIX_BYTES_MAX + BRANCH_ENTRY_BYTES)
 assert 0 < SESSION_TASKS_IDLE < SESSION_TASKS_MAX
+assert CANARY_CHUNK_BYTES <= CHUNK_BYTES_MAX
+assert CANARY_CHUNKS * (XATTR_NAME_BYTES_MAX + KEY_SUFFIX_BYTES_MAX) < NODE_BYTES_MAX  # one leaf names them all

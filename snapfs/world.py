@@ -6,8 +6,9 @@ Trio is imported on first use: the command line's `--help` must not pay for it.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, TypeVarTuple
 
 Ts = TypeVarTuple('Ts')
@@ -24,6 +25,22 @@ class World:
     def monotonic(self) -> float:
         """Return seconds of a clock that never jumps."""
         return time.monotonic()
+
+    def boottime(self) -> float:
+        """Return seconds since the machine was started, suspends included. Never jumps while it runs."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def start_process(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start a program without a shell, with nothing to read, and do not wait for it. OSError."""
+        subprocess.Popen(
+            list(argv),
+            env=dict(environment),
+            cwd='/',
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def random_bytes(self, count: int) -> bytes:
         """Return `count` unpredictable bytes."""

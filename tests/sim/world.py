@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from snapfs.world import World
@@ -20,6 +20,9 @@ class SimWorld(World):
         self._random = random.Random(seed)
         self._elapsed = 0.0
         self._jumped_ns = 0
+        self._booted_at_least = 1000.0
+        self.processes: list[tuple[tuple[str, ...], dict[str, str]]] = []
+        self.fail_processes = False
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
@@ -41,6 +44,23 @@ class SimWorld(World):
             return self._elapsed + trio.current_time()
         except RuntimeError:
             return self._elapsed
+
+    def boottime(self) -> float:
+        return self._booted_at_least + self.monotonic()
+
+    def restart_machine(self) -> None:
+        """The clock since the start of the machine begins again."""
+        self._booted_at_least = -self.monotonic()
+
+    def suspend(self, seconds: float) -> None:
+        """The machine sleeps: the wall clock and the boot clock go on, the monotonic clock stands still."""
+        self._jumped_ns += int(seconds * 1e9)
+        self._booted_at_least += seconds
+
+    def start_process(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        if self.fail_processes:
+            raise FileNotFoundError(2, 'No such file or directory', argv[0])
+        self.processes.append((tuple(argv), dict(environment)))
 
     def random_bytes(self, count: int) -> bytes:
         return self._random.randbytes(count)
