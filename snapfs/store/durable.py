@@ -141,6 +141,12 @@ class Disk:
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
 
+    def write_out(self, fd: int) -> None:
+        """Begin to bring a file's bytes to disk; those that are there already leave the page cache. Says
+        nothing about durability and never fails: what goes wrong in the background is told to `sync_data`."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def pwrite(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         """Write all buffers one after the other at `offset`, in as few calls as possible; return the bytes
         written.

@@ -227,6 +227,7 @@ class PackWriter:
             self._seal(pack)
             self._written.append(pack)
             self._open = pack = None
+            self._write_out()
         if pack is None:
             self._open = pack = self._create()
         return pack
@@ -268,6 +269,16 @@ class PackWriter:
         pack.entries = []  # they are in the footer from here on
         pack.sealed = True
 
+    def _write_out(self) -> None:
+        """Bring full packs of data to disk as they come, and let go of their pages.
+
+        The kernel has the same bytes as pages of the mounted files, so a second copy only takes memory; and a
+        sync waits for no more than about two packs. Nodes stay: the tree reads them again.
+        """
+        if self._kind == RecordKind.DATA:
+            for pack in self._written[-2:]:  # the second call for a pack finds it on disk
+                self._disk.write_out(pack.fd)
+
     def sync(self) -> list[PackRow]:
         """Make all bytes appended so far durable, names of new packs included; return the rows of the packs
         concerned. One caller at a time. Latched when it fails."""
@@ -294,6 +305,8 @@ class PackWriter:
                 rows.append(pack.durable_row())
                 if sealed:
                     self._written.remove(pack)
+                    if self._kind == RecordKind.DATA:
+                        self._disk.write_out(pack.fd)
                     self._disk.close(pack.fd)
         return rows
 

@@ -184,6 +184,20 @@ def test_nowait_that_would_block_or_is_unknown_is_none(disk, tmp_path, monkeypat
     disk.close(fd)
 
 
+def test_writing_out_loses_nothing_and_never_fails(disk, tmp_path):
+    fd = disk.open_write(tmp_path / 'a', create=True)
+    disk.pwrite(fd, [b'0123456789'], 0)
+    for _ in range(2):
+        disk.write_out(fd)
+        assert bytes(disk.pread(fd, 10, 0)) == b'0123456789'
+    disk.sync_data(fd)
+    disk.write_out(fd)
+    assert bytes(disk.pread(fd, 10, 0)) == b'0123456789'
+    disk.close(fd)
+    disk.write_out(fd)
+    assert disk.latched is None
+
+
 @pytest.mark.parametrize('what', ['sync_data', 'sync_directory'])
 def test_a_failed_sync_is_never_forgotten(disk, tmp_path, monkeypatch, what):
     """P5: the kernel reports a lost page once; whoever asks again would be told that all is well."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 
 import pytest
 
@@ -90,6 +92,37 @@ def test_a_batch_is_one_write_per_pack(sim):
     before = sim.calls['write']
     list(writer.append(encoded(plains_of(2, 50))))
     assert sim.calls['write'] == before + 1
+
+
+@pytest.mark.parametrize('kind', [RecordKind.DATA, RecordKind.NODE])
+def test_full_packs_of_data_go_to_disk_as_they_come(sim, monkeypatch, kind):
+    files, real = [], sim.write_out
+
+    def write_out(fd):
+        files.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    monkeypatch.setattr(sim, 'write_out', write_out)
+    writer, numbers = writer_on(sim, kind)
+    plains = plains_of(1, 60)
+    runs = list(writer.append(encoded(plains, kind)))
+    packs = [pack_path(sim.root, kind, numbers.packs[number][0]).stat().st_ino for number, _ in runs]
+    assert len(packs) >= 4
+    full = packs[:-1]
+    if kind == RecordKind.DATA:
+        # Each as soon as it is full, and once more when the next one is: then it is on disk, and let go.
+        assert files == full[:1] + [file for pair in itertools.pairwise(full) for file in pair]
+        writer.sync()
+        assert files[2 * len(full) - 1 :] == full, 'and what a sync has brought to disk'
+    else:
+        writer.sync()
+        assert files == []
+    for number, entries in runs[:1]:
+        data = pack_path(sim.root, kind, numbers.packs[number][0]).read_bytes()
+        for entry, plain in zip(entries, plains, strict=False):
+            start = entry.offset + 52
+            header = decode_header(data, entry.offset)
+            assert decode_payload(header, data[start : start + entry.stored_length]) == plain
 
 
 def test_a_record_larger_than_a_pack_has_one_to_itself(sim):
