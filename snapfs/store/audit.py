@@ -5,7 +5,14 @@ audit.log holds one JSON object per line: {"sequence", "time_ns", "previous", "e
 order, no spaces. `hash` is the BLAKE3-256 of the line without it (`...,"event":{...}}`), `previous` is the
 hash of the line before (64 zeros in the first), sequence counts from 1. A line is durable before the effect
 it speaks of, so the effect of a line that a power cut has torn never happened: opening the log cuts off one
-torn line at its end. Any other oddity stays where it is, for `verify` to report.
+torn line at its end.
+
+Any other oddity stays where it is. Opening reads the whole chain, because a log that was cut short or
+rewritten is still one: what it must contain is told by the *head* that the catalog keeps. Every catalog
+transaction stores the head known then, so the log may be longer than that (a line precedes its effect), never
+shorter or different. A log that cannot be believed is Corrupt; `begin_again` then goes on behind it with a
+new segment, so that it stays as evidence, deletions can still be written down, and whoever reads the whole
+log is told of the break for ever.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Refused
@@ -24,7 +31,29 @@ from snapfs.store.durable import Disk
 from snapfs.world import World
 
 FIRST_PREVIOUS = '0' * 64
-HASH_SUFFIX_BYTES = len(',"hash":"') + 64 + len('"}')
+HASH_START = b',"hash":"'
+HASH_END = b'"}'
+HASH_SUFFIX_BYTES = len(HASH_START) + 64 + len(HASH_END)
+
+
+class Place(NamedTuple):
+    """A place between two lines: `bytes` from the file's start, behind line `lines`, which has `hash`."""
+
+    bytes: int
+    lines: int
+    hash: str
+
+
+START = Place(0, 0, FIRST_PREVIOUS)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """What the catalog knows of the log: the `end` of its last line, and the `base` from which the chain
+    counts: the start, or where it began again after a break."""
+
+    end: Place
+    base: Place = START
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +76,8 @@ class AuditLog:
         self._world = world
         self._lock = threading.Lock()
         self._fd = -1
-        self._bytes = 0
-        self.sequence = 0
-        self.head = FIRST_PREVIOUS
+        self._separator = b''
+        self.known = AuditHead(START)  # durable; replaced after each line, for the catalog to keep
 
     @classmethod
     def create(cls, disk: Disk, path: Path, world: World) -> AuditLog:
@@ -58,15 +86,33 @@ class AuditLog:
         return cls.open(disk, path, world)
 
     @classmethod
-    def open(cls, disk: Disk, path: Path, world: World) -> AuditLog:
-        """Open the log for appending; cut off a torn last line. FileNotFoundError when there is none."""
+    def open(cls, disk: Disk, path: Path, world: World, head: AuditHead | None = None) -> AuditLog:
+        """Open the log for appending; verify it as `verify_against` does; cut off a torn last line.
+        FileNotFoundError when there is none."""
         log = cls(disk, path, world)
         log._fd = disk.open_read(path) if disk.latched else disk.open_write(path, create=False)
         try:
-            log._find_end()
+            size = disk.size(log._fd)
+            end = log._verify(head, size)
+            log.known = AuditHead(end, head.base if head is not None else START)
+            if end.bytes != size and disk.latched is None:
+                disk.truncate(log._fd, end.bytes)
+                disk.sync_data(log._fd)
         except BaseException:
             log.close()
             raise
+        return log
+
+    @classmethod
+    def begin_again(cls, disk: Disk, path: Path, world: World, head: AuditHead | None) -> AuditLog:
+        """Open a log that `open` found Corrupt. Its bytes stay; the next line begins a new segment behind
+        them, as the successor of the line that the catalog knows. The caller says in it what happened."""
+        log = cls(disk, path, world)
+        log._fd = disk.open_read(path) if disk.latched else disk.open_write(path, create=False)
+        before = head.end if head is not None else START
+        log._separator = b'\n'  # the last line may have no end
+        place = Place(disk.size(log._fd) + len(log._separator), before.lines, before.hash)
+        log.known = AuditHead(place, place)
         return log
 
     def close(self) -> None:
@@ -75,29 +121,39 @@ class AuditLog:
             fd, self._fd = self._fd, -1
             self._disk.close(fd)
 
+    @property
+    def sequence(self) -> int:
+        """The number of the last line."""
+        return self.known.end.lines
+
+    @property
+    def head(self) -> str:
+        """The hash of the last line."""
+        return self.known.end.hash
+
     def append(self, event: dict[str, Any]) -> AuditLine:
         """Add a line and make it durable. Refused(ENOSPC) leaves the log as it was; Latched when the sync
         failed."""
         with self._lock:
-            sequence = self.sequence + 1
+            end = self.known.end
+            sequence = end.lines + 1
             time_ns = self._world.time_ns()
-            body = {'sequence': sequence, 'time_ns': time_ns, 'previous': self.head, 'event': event}
+            body = {'sequence': sequence, 'time_ns': time_ns, 'previous': end.hash, 'event': event}
             text = json.dumps(body, separators=(',', ':'), allow_nan=False).encode()
             line_hash = data_id(text).hex()
-            line = text[:-1] + f',"hash":"{line_hash}"}}\n'.encode()
+            line = b''.join((text[:-1], HASH_START, line_hash.encode(), HASH_END, b'\n'))
             assert len(line) <= limits.AUDIT_LINE_BYTES_MAX, 'details belong into a file of their own'
+            start = end.bytes - len(self._separator)
             try:
-                self._disk.pwrite(self._fd, [line], self._bytes)
+                self._disk.pwrite(self._fd, [self._separator, line], start)
             except Refused:
                 # What was written of it must not look like a torn line in the middle of the log later on.
-                self._disk.truncate(self._fd, self._bytes)
+                self._disk.truncate(self._fd, start)
                 raise
             self._disk.sync_data(self._fd)
-            self._bytes += len(line)
-            self.sequence = sequence
-            written = AuditLine(sequence, time_ns, self.head, event, line_hash)
-            self.head = line_hash
-            return written
+            self._separator = b''
+            self.known = AuditHead(Place(end.bytes + len(line), sequence, line_hash), self.known.base)
+            return AuditLine(sequence, time_ns, end.hash, event, line_hash)
 
     def lines(self) -> Iterator[AuditLine]:
         """Every line from the first, verified; Corrupt at the first that does not follow from the one
@@ -129,36 +185,75 @@ class AuditLog:
             previous, sequence = line.hash, line.sequence
         return sequence, previous
 
+    def verify_against(self, head: AuditHead | None) -> Place:
+        """Read the log from the head's base on and return where it ends. Corrupt when the chain is broken, or
+        is not the one that leads through the head; `head` None: any chain from the start will do."""
+        return self._verify(head, self.known.end.bytes)
+
+    def _verify(self, head: AuditHead | None, size: int) -> Place:
+        last, wanted = START, START
+        if head is not None:
+            last, wanted = head.base, head.end
+        met = last == wanted
+        for place in self._walk(last, size):
+            if not met and place.bytes >= wanted.bytes:
+                if place != wanted:
+                    raise Corrupt(f'audit log: line {wanted.lines} is not the one that the catalog knows')
+                met = True
+            last = place
+        if size < wanted.bytes:
+            raise Corrupt(
+                f'audit log: cut short: {size} bytes, but line {wanted.lines} ended at {wanted.bytes}'
+            )
+        if not met or not self._can_be_torn(last.bytes, size):
+            raise Corrupt(f'audit log: the chain breaks at line {last.lines + 1}')
+        return last
+
+    def _walk(self, last: Place, end: int) -> Iterator[Place]:
+        """Yield the place behind each line from `last` on, as long as each follows from the one before."""
+        position, lines, line_hash = last
+        rest, offset = b'', position
+        while offset < end:
+            block = bytes(self._disk.pread(self._fd, min(limits.MIB, end - offset), offset))
+            offset += len(block)
+            *whole, rest = (rest + block).split(b'\n')
+            for text in whole:
+                found = _follows(text, lines + 1, line_hash)
+                if found is None:
+                    return
+                lines, line_hash, position = lines + 1, found, position + len(text) + 1
+                yield Place(position, lines, line_hash)
+            if not block or len(rest) > limits.AUDIT_LINE_BYTES_MAX:
+                return
+
+    def _can_be_torn(self, start: int, end: int) -> bool:
+        """Whether all from `start` on can be one line that was never synced: lines have one newline, at the
+        end."""
+        if end - start > limits.AUDIT_LINE_BYTES_MAX:
+            return False
+        return start == end or b'\n' not in bytes(self._disk.pread(self._fd, end - start, start))[:-1]
+
     def tail(self, count: int = 20) -> list[AuditLine]:
         """Return the last lines, oldest first, as far as they can be read; unlike `verify` it reads only the
         end."""
         assert 0 < count <= 1000
-        start = max(0, self._bytes - count * limits.AUDIT_LINE_BYTES_MAX)
-        texts = bytes(self._disk.pread(self._fd, self._bytes - start, start)).split(b'\n')[:-1]
+        end = self.known.end.bytes - len(self._separator)
+        start = max(0, end - count * limits.AUDIT_LINE_BYTES_MAX)
+        texts = bytes(self._disk.pread(self._fd, end - start, start)).split(b'\n')[:-1]
         return [line for line in map(decode_line, texts[-count:]) if line is not None]
 
-    def _find_end(self) -> None:
-        """Find the last good line; cut off what follows it if that can be one torn line."""
-        size = self._disk.size(self._fd)
-        start = max(0, size - 3 * limits.AUDIT_LINE_BYTES_MAX)
-        data = bytes(self._disk.pread(self._fd, size - start, start)) if size else b''
-        *texts, rest = data.split(b'\n')
-        if start:
-            texts = texts[1:]  # it began before the window
-        good = len(texts)
-        while good and decode_line(texts[good - 1]) is None:
-            good -= 1
-        torn = sum(len(text) + 1 for text in texts[good:]) + len(rest)
-        if torn > limits.AUDIT_LINE_BYTES_MAX or (not good and start):
-            raise Corrupt(f'audit log: no good line in the last {len(data)} bytes')
-        if good:
-            line = decode_line(texts[good - 1])
-            assert line is not None
-            self.sequence, self.head = line.sequence, line.hash
-        self._bytes = size - torn
-        if torn and self._disk.latched is None:
-            self._disk.truncate(self._fd, self._bytes)
-            self._disk.sync_data(self._fd)
+
+def _follows(text: bytes, sequence: int, previous: str) -> str | None:
+    """Return the hash of a line (without its newline) that is the successor of the line `previous`, None when
+    it is not. What is in its event is not looked at: the hash vouches for it."""
+    start = b'{"sequence":%d,"time_ns":' % sequence
+    comma = text.find(b',', len(start))
+    if not text.startswith(start) or not text.startswith(
+        b',"previous":"%b","event":{' % previous.encode(), comma
+    ):
+        return None
+    line_hash = data_id(text[:-HASH_SUFFIX_BYTES] + b'}').hex()
+    return line_hash if text.endswith(b'%b%b%b' % (HASH_START, line_hash.encode(), HASH_END)) else None
 
 
 def decode_line(text: bytes) -> AuditLine | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from urllib.parse import quote
 from snapfs import limits
 from snapfs.errors import Corrupt, Refused, SnapfsError
 from snapfs.store import schema
+from snapfs.store.audit import AuditHead, Place
 from snapfs.store.durable import Disk
 from snapfs.store.migrate import OLDEST_VERSION, migrate
 from snapfs.store.rows import (
@@ -90,6 +91,8 @@ class Catalog:
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
+        self._audit_head: AuditHead | None = None  # as stored
+        self.audit_known: Callable[[], AuditHead | None] = lambda: None  # as durable in the audit log
         self.epoch = 0
         self.journal_sequence = 0
 
@@ -190,12 +193,34 @@ class Catalog:
                 db.execute('BEGIN IMMEDIATE')
                 try:
                     yield db
+                    head = self._write_audit_head(db)
                     db.execute('COMMIT')
                 except BaseException:
                     if db.in_transaction:
                         db.execute('ROLLBACK')
                     raise
+            self._audit_head = head
             self._disk.database_committed(db)
+
+    def _write_audit_head(self, db: sqlite3.Connection) -> AuditHead | None:
+        """Store what the audit log has by now, in the caller's transaction: a log cut short later on shows
+        (L20)."""
+        head = self.audit_known()
+        if head is not None and head != self._audit_head:
+            db.execute(
+                'INSERT OR REPLACE INTO audit_head VALUES (1, ?, ?, ?, ?, ?, ?)', (*head.end, *head.base)
+            )
+        return head
+
+    def keep_audit_head(self) -> None:
+        """Store now what the audit log must contain at least."""
+        with self.transaction():
+            pass
+
+    def audit_head(self) -> AuditHead | None:
+        """Return what the audit log must contain at least; None when no transaction followed a line yet."""
+        rows = self.query('SELECT * FROM audit_head')
+        return AuditHead(Place(*rows[0][1:4]), Place(*rows[0][4:7])) if rows else None
 
     @contextmanager
     def reserved(self) -> Iterator[None]:

@@ -10,8 +10,8 @@ and no other does: whoever looks for mentions of a chunk reads exactly these (vo
 request.root, request_part.ids, canary.root, chunk.id, quarantine.id, freed.id). `volume.number` and
 `snapshot.number` are view numbers.
 
-Version 2 added the tables config, approval and canary, the columns of batch that tell how far it is,
-incident.batch, and the kinds of request that the collector makes. migrate.py brings an older catalog here.
+Version 2 added the tables config, approval, canary and audit_head, the columns of batch that tell how far it
+is, incident.batch, and the kinds of request that the collector makes. migrate.py brings an older catalog here.
 """
 
 APPLICATION_ID = 0x536E6170  # 'Snap'
@@ -27,6 +27,7 @@ CREATE TABLE settings (
   --   next_request, next_pack, next_incident, next_batch   likewise
   --   trusted_ns        time that certainly has passed while the store was there: graces are measured with it
   --   trusted_wall_ns   time of day when trusted_ns was last written; 0 = never
+  --   trusted_boot_ns   time since the machine was started, then
   --   unclean_opens     how often an open found 'clean' at 0
   --   clean             1 after a clean close, 0 while open: an open that finds 0 recovers
   key TEXT PRIMARY KEY,
@@ -267,6 +268,19 @@ CREATE TABLE canary (
 ) STRICT
 """
 
+AUDIT_HEAD = """
+CREATE TABLE audit_head (
+  -- What the audit log must contain at least; written with every transaction. One row, or none: no line yet.
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  end_bytes INTEGER NOT NULL,         -- the last line known ends here
+  end_lines INTEGER NOT NULL,         -- its number
+  end_hash TEXT NOT NULL,             -- its hash, hexadecimal
+  base_bytes INTEGER NOT NULL,        -- the chain counts from here: 0, or where it began again after a break
+  base_lines INTEGER NOT NULL,
+  base_hash TEXT NOT NULL
+) STRICT
+"""
+
 TABLES = {
     'settings': SETTINGS,
     'volume': VOLUME,
@@ -284,6 +298,7 @@ TABLES = {
     'config': CONFIG,
     'approval': APPROVAL,
     'canary': CANARY,
+    'audit_head': AUDIT_HEAD,
 }
 
 SETTINGS_INITIAL = {
@@ -297,6 +312,7 @@ SETTINGS_INITIAL = {
     'next_batch': 1,
     'trusted_ns': 0,
     'trusted_wall_ns': 0,
+    'trusted_boot_ns': 0,
     'unclean_opens': 0,
     'clean': 1,
 }

@@ -137,8 +137,7 @@ class Store:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
         else:
             self._with_reserve(self._mark_unclean)
-        self.audit = AuditLog.open(disk, path / 'audit.log', self.world)
-        self._parts.append(self.audit)
+        self._open_audit()
         committed = self.catalog.journal_sequence
         self.journal = Journal.open(disk, path / 'journal', uuid, committed, self.was_clean)
         self._parts.append(self.journal)
@@ -155,6 +154,26 @@ class Store:
         # Whoever loses the log of the catalog must not be told `clean` by what is left of it: the
         # journal would not be replayed, and synced bytes would be gone without a word (P5).
         self.catalog.checkpoint()
+
+    def _open_audit(self) -> None:
+        """Open the audit log. One that is not what the catalog knows stops the collector, not the readers
+        (P7): it stays where it is, and a new segment behind it begins with the reason."""
+        path, head, broken = self.path / 'audit.log', self.catalog.audit_head(), ''
+        try:
+            self.audit = AuditLog.open(self.disk, path, self.world, head)
+        except Corrupt as error:
+            log.critical('the collector stops: %s', error)
+            self._record_incident('collector', str(error))
+            self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
+            broken = str(error)
+        self._parts.append(self.audit)
+        self.catalog.audit_known = lambda: self.audit.known
+        if broken and self.disk.latched is None:
+            self._with_reserve(lambda: self._write_break(broken))
+
+    def _write_break(self, reason: str) -> None:
+        self.audit.append({'event': 'audit-broken', 'reason': reason})
+        self.catalog.keep_audit_head()
 
     def _take_packs(self, rows: list[PackRow], numbers: PackNumbers, committed: int) -> None:
         """Continue the open packs of a clean stop; recover those of an unclean one, and packs the catalog
@@ -266,7 +285,9 @@ class Store:
 
     def _record_incident(self, scope: str, reason: str) -> None:
         try:
-            if not self.catalog.incidents(scope):
+            in_force = self.catalog.incidents(scope)
+            # The store is latched once; whoever clears the collector's latch must have seen every reason.
+            if not any(scope == 'store' or row.reason == reason for row in in_force):
                 self.catalog.incident_add(scope, reason, self.world.time_ns())
         except SnapfsError as error:
             log.critical('the incident could not be recorded: %s', error)

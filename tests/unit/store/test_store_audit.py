@@ -8,7 +8,7 @@ import json
 import pytest
 
 from snapfs.errors import Corrupt, Latched, Refused
-from snapfs.store.audit import FIRST_PREVIOUS, AuditLog
+from snapfs.store.audit import FIRST_PREVIOUS, START, AuditHead, AuditLog, Place
 from tests.sim.disk import SimDisk
 from tests.sim.world import SimWorld
 
@@ -151,3 +151,129 @@ def test_long_logs_are_read_in_pieces(sim):
     assert opened(sim).sequence == 60
     with pytest.raises(AssertionError):
         log.append({'filler': filler * 2})
+
+
+# --- the head that the catalog keeps ---------------------------------------------------------------------
+def texts_of(disk):
+    return (disk.root / 'audit.log').read_bytes().splitlines(keepends=True)
+
+
+def test_a_log_that_goes_on_behind_the_head_is_good(sim):
+    """A line precedes its effect: after a crash the catalog may know less than the log has."""
+    log, lines = filled(sim)
+    for head in (
+        None,
+        AuditHead(START),
+        AuditHead(Place(len(texts_of(sim)[0]), 1, lines[0].hash)),
+        log.known,
+    ):
+        assert log.verify_against(head) == log.known.end
+        again = AuditLog.open(sim, sim.root / 'audit.log', SimWorld(), head)
+        assert again.known == log.known
+        again.close()
+
+
+@pytest.mark.parametrize(
+    ('tamper', 'message'),
+    [
+        ('last line gone', 'cut short: .* line 5 ended at'),
+        ('two lines gone', 'cut short: .* line 5 ended at'),
+        ('all gone', 'cut short: 0 bytes'),
+        ('a byte gone', 'cut short'),
+        ('last line damaged', 'chain breaks at line 5'),
+        ('line damaged', 'chain breaks at line 3'),
+        ('line removed, rest chained anew', 'cut short|not the one that the catalog knows'),
+        ('last line rewritten', 'line 5 is not the one that the catalog knows'),
+        ('last line rewritten longer', 'line 5 is not the one that the catalog knows'),
+        ('last line rewritten, more behind', 'line 5 is not the one that the catalog knows'),
+    ],
+)
+def test_a_log_that_is_not_what_the_catalog_knows_is_corrupt(sim, tamper, message):
+    """L20: a log cut short or written anew is a good chain; only the head kept elsewhere tells."""
+    log, _ = filled(sim)
+    log.close()
+    head, path, texts = log.known, sim.root / 'audit.log', texts_of(sim)
+    data = {
+        'last line gone': b''.join(texts[:-1]),
+        'two lines gone': b''.join(texts[:-2]),
+        'all gone': b'',
+        'a byte gone': b''.join(texts)[:-1],
+        'last line damaged': b''.join(texts)[:-5] + b'0' * 3 + b'}\n',
+        'line damaged': b''.join(texts).replace(b'"n":2', b'"n":7'),
+    }.get(tamper)
+    if data is None:
+        keep = 2 if 'removed' in tamper else 4
+        path.write_bytes(b''.join(texts[:keep]))
+        forged = opened(sim)
+        for n in range(3, 5) if 'removed' in tamper else [4]:
+            forged.append(
+                {
+                    'event': 'delete',
+                    'n': 7 if keep == 4 else n,
+                    'who': 'x' * (90 if 'longer' in tamper else 17),
+                }
+            )
+        if 'more' in tamper:
+            forged.append({'event': 'x'})
+        forged.close()
+    else:
+        path.write_bytes(data)
+    before = path.read_bytes()
+    with pytest.raises(Corrupt, match=message):
+        AuditLog.open(sim, path, SimWorld(), head)
+    assert path.read_bytes() == before, 'evidence stays'
+
+
+def test_what_is_known_is_never_cut_off_as_a_torn_line(sim):
+    log, _ = filled(sim)
+    log.close()
+    path = sim.root / 'audit.log'
+    data = path.read_bytes()
+    path.write_bytes(data + b'{"torn')
+    AuditLog.open(sim, path, SimWorld(), log.known).close()
+    assert path.read_bytes() == data
+    path.write_bytes(data + b'{"torn\n' + b'{"sequence":7}\n')
+    with pytest.raises(Corrupt, match='breaks at line 6'):
+        AuditLog.open(sim, path, SimWorld(), log.known)
+
+
+def test_a_broken_log_is_gone_on_with_behind_it(sim):
+    """The break is told for ever by whoever reads the whole log; a new segment counts from behind it."""
+    log, _ = filled(sim)
+    log.close()
+    path = sim.root / 'audit.log'
+    broken = path.read_bytes()[:-30]
+    path.write_bytes(broken)
+    again = AuditLog.begin_again(sim, path, SimWorld(), log.known)
+    assert again.tail(1)[0].sequence == 4
+    line = again.append({'event': 'audit-broken'})
+    assert (line.sequence, line.previous) == (6, log.head)
+    again.append({'event': 'next'})
+    assert again.verify_against(again.known).lines == 7
+    assert [one.sequence for one in again.tail(2)] == [6, 7]
+    with pytest.raises(Corrupt, match='line 5'):
+        again.verify()
+    again.close()
+    assert path.read_bytes().startswith(broken + b'\n')
+    third = AuditLog.open(sim, path, SimWorld(), again.known)
+    assert third.known == again.known
+    third.close()
+    path.write_bytes(broken + b'\n')
+    with pytest.raises(Corrupt, match='cut short'):
+        AuditLog.open(sim, path, SimWorld(), again.known)
+
+
+def test_a_full_disk_leaves_a_broken_log_as_it_was(sim):
+    log, _ = filled(sim)
+    log.close()
+    path = sim.root / 'audit.log'
+    path.write_bytes(path.read_bytes() + b'x' * 100_000)
+    before = path.read_bytes()
+    again = AuditLog.begin_again(sim, path, SimWorld(), log.known)
+    sim.space = 50
+    with pytest.raises(Refused):
+        again.append({})
+    assert path.read_bytes() == before
+    sim.space = None
+    assert again.append({}).sequence == 6
+    assert again.verify_against(again.known).lines == 6
