@@ -6,7 +6,6 @@ Trio is imported on first use: the command line's `--help` must not pay for it.
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, TypeVarTuple
@@ -32,6 +31,8 @@ class World:
 
     def start_process(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start a program without a shell, with nothing to read, and do not wait for it. OSError."""
+        import subprocess  # late: the command line's --help must not pay for it
+
         subprocess.Popen(
             list(argv),
             env=dict(environment),
