@@ -12,6 +12,7 @@ The two functions share no outputs, so no file content, however chosen, can ever
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 from blake3 import blake3
@@ -33,6 +34,14 @@ class RecordKind(IntEnum):
 def data_id(plain: Buffer) -> bytes:
     """Return the 32-byte id of a data chunk with these plain bytes."""
     return blake3(plain).digest()
+
+
+def stream_id(blocks: Iterable[Buffer]) -> bytes:
+    """Return `data_id` of these blocks joined; what a large file is known by."""
+    hasher = blake3()
+    for block in blocks:
+        hasher.update(block)
+    return hasher.digest()
 
 
 def node_id(plain: Buffer) -> bytes:

@@ -22,7 +22,7 @@ import errno
 import os
 import sqlite3
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from snapfs.errors import Corrupt, Invalid, Latched, Refused, SnapfsError, Unavailable
@@ -219,12 +219,18 @@ class Disk:
     def write_file(self, path: Path, data: bytes) -> None:
         """Durably replace a file: temporary file, sync, rename, sync of the directory. After a crash there is
         the old file or the new one, whole."""
+        self.write_blocks(path, (data,))
+
+    def write_blocks(self, path: Path, blocks: Iterable[Buffer]) -> None:
+        """As `write_file`, for a file that is made block by block."""
         temporary = path.with_name(path.name + '.new')
         if self.exists(temporary):
             self.unlink(temporary)
         fd = self.open_write(temporary, create=True)
         try:
-            self.pwrite(fd, [data], 0)
+            offset = 0
+            for block in blocks:
+                offset += self.pwrite(fd, [block], offset)
             # The bytes before the name: in the other order a crash leaves the name with nothing in it.
             self.sync_data(fd)
         finally:
