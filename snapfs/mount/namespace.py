@@ -43,6 +43,7 @@ CONTROL_PLACES: Mapping[int, type[Place]] = {
     Control.TRASH_ENTRY: control.TrashEntry,
     Control.TRASH_REQUEST: control.TrashRequest,
     Control.PENDING_REQUEST: control.PendingRequest,
+    Control.PENDING_GROUP: control.PendingGroup,
 }
 
 

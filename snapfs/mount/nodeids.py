@@ -56,6 +56,7 @@ class Control(IntEnum):
     TRASH_ENTRY = 5  # .snapfs/trash/ID; request number
     TRASH_REQUEST = 6  # .snapfs/trash/ID/request; request number
     PENDING_REQUEST = 7  # .snapfs/pending/ID; request number
+    PENDING_GROUP = 8  # .snapfs/pending/KIND-VOLUME; see control.group_number
 
 
 class NodeId(NamedTuple):

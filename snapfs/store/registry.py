@@ -15,11 +15,13 @@ from snapfs.errors import Held, Invalid, Refused
 from snapfs.store.catalog import Catalog, take_number
 from snapfs.store.rows import (
     HoldRow,
+    RequestGroup,
     RequestPart,
     RequestRow,
     SnapshotRow,
     VolumeRow,
     clean_text,
+    decode_name,
     encode_name,
     hold_row,
     request_row,
@@ -27,6 +29,7 @@ from snapfs.store.rows import (
     volume_row,
 )
 
+KEPT_KINDS = ('snapshot', 'volume')  # requests that a person made, and can take back
 RESERVED_NAMES = ('', '.', '..', '.snapfs', '.snapshots')
 
 
@@ -216,6 +219,21 @@ class Registry:
     def requests(self) -> list[RequestRow]:
         """Return all requests, oldest first."""
         return [request_row(row) for row in self._catalog.query('SELECT * FROM request ORDER BY number')]
+
+    def kept_requests(self) -> list[RequestRow]:
+        """Return the requests that can be taken back, oldest first: few, beside what commits drop."""
+        text = 'SELECT * FROM request WHERE kind IN (?, ?) ORDER BY number'
+        return [request_row(row) for row in self._catalog.query(text, KEPT_KINDS)]
+
+    def request_groups(self) -> list[RequestGroup]:
+        """Return all other requests, added up by kind and volume. There may be one for every commit."""
+        rows = self._catalog.query(
+            'SELECT kind, volume, max(volume_name), count(*), min(requested_ns), max(requested_ns), '
+            'iif(count(bytes) = count(*), sum(bytes), NULL) FROM request '
+            'WHERE kind NOT IN (?, ?) GROUP BY kind, volume ORDER BY kind, volume',
+            KEPT_KINDS,
+        )
+        return [RequestGroup(kind, volume, decode_name(name), *rest) for kind, volume, name, *rest in rows]
 
     def request_part(self, number: int) -> RequestPart:
         """Return what the request of kind 'dropped' names."""

@@ -119,6 +119,20 @@ class RequestRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestGroup:
+    """The requests of one volume (stable number, 0 = none) and of one kind that nobody takes back: what
+    commits dropped, and what the collector asks for. `bytes` is None when one of them does not know."""
+
+    kind: str
+    volume: int
+    volume_name: str
+    requests: int
+    first_ns: int
+    last_ns: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class RequestPart:
     """What one commit dropped from one volume: single chunks (data and nodes), and tops of whole subtrees."""
 

@@ -11,7 +11,7 @@ request.root, request_part.ids, canary.root, chunk.id, quarantine.id, freed.id).
 `snapshot.number` are view numbers.
 
 Version 2 added the tables config, approval, canary and audit_head, the columns of batch that tell how far it
-is, incident.batch, and the kinds of request that the collector makes. migrate.py brings an older catalog here.
+is, incident.batch, and the kinds of request that the collector makes. migrate.py brings older catalogs here.
 """
 
 APPLICATION_ID = 0x536E6170  # 'Snap'

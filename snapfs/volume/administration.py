@@ -19,7 +19,7 @@ import trio
 
 from snapfs import limits
 from snapfs.errors import Refused
-from snapfs.store.rows import HoldRow, RequestRow, SnapshotRow, VolumeRow
+from snapfs.store.rows import HoldRow, RequestGroup, RequestRow, SnapshotRow, VolumeRow
 from snapfs.store.store import Store
 from snapfs.volume.commit import Committer
 from snapfs.volume.core import Core
@@ -58,7 +58,7 @@ class Administration:
         self._snapshots = {head.row.volume: {} for head in self._heads.values()}
         for row in registry.snapshots():
             self._snapshots.setdefault(row.volume, {})[row.name] = row
-        self._requests = {row.number: row for row in registry.requests() if row.kind != 'dropped'}
+        self._requests = {row.number: row for row in registry.kept_requests()}
 
     def heads(self) -> dict[str, Head]:
         """Return the volumes by name. The caller does not change the dictionary."""
@@ -123,6 +123,10 @@ class Administration:
     def request_list(self) -> list[RequestRow]:
         """Return the deletion requests for snapshots and volumes, oldest first."""
         return [self._requests[number] for number in sorted(self._requests)]
+
+    def request_groups(self) -> list[RequestGroup]:
+        """Return the requests that nobody takes back (what commits dropped, for one), by kind and volume."""
+        return self.store.registry.request_groups()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
