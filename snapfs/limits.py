@@ -131,6 +131,14 @@ FREE_BYTES_MIN = 48 * MIB  # writes are refused when the disk below has less
 
 # --- deletion --------------------------------------------------------------------------------------------
 BATCHES_RESTING_MAX = 64  # in quarantine at a time
+COLLECT_ROWS = 5_000  # rows of the catalog taken from SQLite at once
+COLLECT_RUN_RECORDS = 512  # neighbouring records read in one call, up to READ_BYTES_MAX
+COLLECT_GAP_BYTES_MAX = 64 * KIB  # records count as neighbours up to this distance
+COLLECT_REFS_BATCH = 1 << 17  # references compared at once
+COLLECT_BUFFER_IDS = 1 << 18  # candidates kept in memory before they go to a temporary file
+COLLECT_PASS_IDS = 6_000_000  # candidates compared in one pass over the leaves: 12 bytes each
+COLLECT_ALARMS_MAX = 100  # pieces of evidence that a recount reports
+COLLECT_SCAN_SHARE = 8  # more than this part of the index is read through rather than looked up
 BATCH_SLICE_ROWS_MAX = 4000  # rows moved by one transaction
 BATCH_SLICE_PARTS = 100  # request parts of up to 32 KiB removed by one transaction
 PLAN_BYTES_MAX = 256 * MIB  # of plan.json: 65,536 volumes and a million snapshots of 200 bytes
