@@ -140,6 +140,15 @@ class ChunkStore:
             self._plains.remove(id)
             self._locations.remove(id)
 
+    def new_pack(self, kind: int) -> tuple[int, bytes]:
+        """Return number and name for a pack that the caller writes. `forget_pack` gives it up."""
+        return self._numbers.new(kind)
+
+    def busy_packs(self) -> frozenset[int]:
+        """Return the packs that chunks in memory are in: the catalog does not know them all yet."""
+        with self._lock:
+            return frozenset(row.pack for rows in (self._fresh, self._durable) for row in rows.values())
+
     def forget_pack(self, number: int) -> None:
         """A pack is about to go: close it, and let readers that knew it look again."""
         self._files.remove(number)

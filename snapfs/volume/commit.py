@@ -226,14 +226,14 @@ class Committer:
                         await flush(self.core, Job(head, head.fresh, inodes))
 
     # --- commit ------------------------------------------------------------------------------------------
-    async def commit(self) -> None:
+    async def commit(self, *, always: bool = False) -> None:
         """Make new roots of everything done before this call, current in the catalog in one transaction.
 
-        Errors as `sync`.
+        `always`: commit also when nothing changed, and so supersede every journal record. Errors as `sync`.
         """
         with trio.CancelScope(shield=True), self.core.latching():
             async with self.commit_lock:
-                await self._commit(keep_lock=False)
+                await self._commit(keep_lock=False, always=always)
 
     async def commit_alone(self) -> None:
         """Commit without a journal record, when nobody can ask for an fsync meanwhile; also when nothing

@@ -203,6 +203,20 @@ class Engine(Administration):
         """Make everything done so far current in the catalog."""
         await self.committer.commit()
 
+    async def horizon(self) -> int:
+        """Begin to note puts, wait out flushes in flight, and commit, whether anything changed or not;
+        return the epoch. Whatever a head, a journal record or a replay names now is named by a root of
+        that epoch or is put after this began (P3). Errors as `commit`; puts are not noted then."""
+        chunks = self.store.chunks
+        chunks.start_recording()
+        try:
+            # A flush that put before the noting began holds `flush_lock`, which the commit takes.
+            await self.committer.commit(always=True)
+        except BaseException:
+            chunks.stop_recording()
+            raise
+        return self.store.catalog.epoch
+
     async def close(self) -> None:
         """Stop the background work, commit, and close the store. Clean unless something failed before."""
         if self.closed:
