@@ -147,7 +147,7 @@ class Adapter(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         view = self._views.get(parent_inode >> INO_BITS)
         if view is None or name[0] == DOT:
-            found = await self._lookup_special(parent_inode, name)
+            found = await self._lookup_special(parent_inode, name, ctx)
             if found is not None:
                 return found
             view = self._views[parent_inode >> INO_BITS]
@@ -157,7 +157,9 @@ class Adapter(pyfuse3.Operations):
             return absent(name, MISSING)
         return self._given(view, inode)
 
-    async def _lookup_special(self, parent_node: int, name: bytes) -> EntryAttributes | None:
+    async def _lookup_special(
+        self, parent_node: int, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes | None:
         """Look up in a place, or one of our names in a view. None: an ordinary name in a view now known."""
         space = self.namespace
         view = space.find_view(parent_node)
@@ -173,6 +175,7 @@ class Adapter(pyfuse3.Operations):
             elif name == b'..':
                 found = await space.place_or_tree(await place.parent_node())
             else:
+                await place.admit(name, ctx)
                 found = await place.lookup(name)
         return absent(name, MISSING_NOW) if found is None else self._given_place(found)
 

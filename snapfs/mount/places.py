@@ -29,6 +29,8 @@ class Caller(Protocol):
     def uid(self) -> int: ...
     @property
     def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
 
 
 class PlaceEntry(NamedTuple):
@@ -58,6 +60,9 @@ class Place:
     async def lookup(self, name: bytes) -> EntryAttributes | None:
         """Return the attributes of the entry `name`, or None. Never called for `.` and `..`."""
         raise NotImplementedError
+
+    async def admit(self, name: bytes, caller: Caller) -> None:
+        """Refused(EACCES) when `caller` may not pass by `name`, and no mode tells the kernel so."""
 
     async def entries(self, after: int) -> list[PlaceEntry]:
         """Return the entries with a cookie above `after`."""

@@ -9,6 +9,10 @@ with snapshots do the same.)
 Making, renaming and removing snapshots is possible only in the volume's root: a snapshot is of the whole
 volume, and who may write in a deep directory need not be somebody who may decide that. The directory has
 owner and mode of the live one it lies in (without the w bits when deep), so the kernel checks who may.
+
+The past is never more open than it was. From the volume's `.snapshots` the kernel passes every directory on
+the way and sees its mode of then. From a deeper one it does not: the directory may have lain below a closed
+one then, and below an open one now. So `admit` looks at those directories instead.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import pyfuse3
 from pyfuse3 import EntryAttributes
 
 from snapfs import limits
@@ -53,9 +58,10 @@ class SnapshotsDirectory(Place):
 
     async def attributes(self) -> EntryAttributes:
         live = await self._live()
-        mode = live.mode if self._top() else live.mode & ~WRITE_BITS
+        # Sticky too: where all may make files and none may touch another's, that goes for snapshots as well.
+        mode = live.mode & 0o1777 if self._top() else live.mode & 0o777 & ~WRITE_BITS
         owner = live.uid, live.gid
-        return place_attributes(self.node, directory_mode(mode & 0o777), owner, live.btime_ns)
+        return place_attributes(self.node, directory_mode(mode), owner, live.btime_ns)
 
     async def parent_node(self) -> int:
         return self.namespace.tree_node(self._head(), self.ino)
@@ -64,6 +70,23 @@ class SnapshotsDirectory(Place):
         await self._live()
         row = self._find(name)
         return None if row is None else await self._entry(row, name)
+
+    async def admit(self, name: bytes, caller: Caller) -> None:
+        row = None if self._top() or caller.uid == 0 else self._find(name)
+        view = None if row is None else self.namespace.snapshot(row.number)
+        if view is None:
+            return
+        try:
+            directory = await view.inode(self.ino)
+        except Refused:
+            return  # it did not exist then, which the look-up will say
+        groups: set[int] | None = None
+        while directory.ino != limits.INO_ROOT:
+            directory = await view.inode(directory.parent)
+            if directory.uid != caller.uid and groups is None:
+                groups = groups_of(caller)
+            if not may_pass(directory, caller.uid, groups or set()):
+                raise Refused(errno.EACCES)
 
     async def entries(self, after: int) -> list[PlaceEntry]:
         await self._live()
@@ -150,3 +173,18 @@ class SnapshotsDirectory(Place):
         uncached = inode_attributes(attributes.st_ino, inode)
         uncached.entry_timeout = 0.0
         return uncached
+
+
+def groups_of(caller: Caller) -> set[int]:
+    """Return the groups of the process that asks; its main one alone where the others cannot be known."""
+    try:
+        return {caller.gid, *pyfuse3.get_sup_groups(caller.pid)}
+    except (OSError, RuntimeError, ValueError):
+        return {caller.gid}
+
+
+def may_pass(directory: Inode, uid: int, groups: set[int]) -> bool:
+    """Say whether the mode of a directory lets a user look names up in it, as the kernel would decide."""
+    if uid == directory.uid:
+        return bool(directory.mode & 0o100)
+    return bool(directory.mode & (0o010 if directory.gid in groups else 0o001))
