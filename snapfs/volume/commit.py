@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from snapfs import limits
-from snapfs.errors import Refused
+from snapfs.errors import Corrupt, Refused
 from snapfs.format.journal import NewChunk, VolumeDelta, encode_record_frames
 from snapfs.format.records import RecordKind
 from snapfs.store.rows import Commit, HeadUpdate, RequestPart
@@ -332,7 +332,7 @@ class Committer:
     async def _build(self, heads: list[Head], sequence: int, next_inos: dict[int, int]) -> None:
         """Build the new trees and make them current; undone in memory when that fails."""
         try:
-            built = [await self._build_tree(head, next_inos[head.number]) for head in heads]
+            built = [await self._build_reported(head, next_inos[head.number]) for head in heads]
             await self._make_current(built, sequence)
         except BaseException:
             for head in heads:
@@ -348,6 +348,14 @@ class Committer:
         self.counts['commits'] += 1
         self.core.budget.items = sum(head.items() for head in self._heads())
         self.core.budget.make_room()
+
+    async def _build_reported(self, head: Head, next_ino: int) -> NewTree:
+        try:
+            return await self._build_tree(head, next_ino)
+        except Corrupt as error:
+            # Nothing can be committed any more: that must not be in the log alone.
+            self.core.report_damage(f'{head.name}, the next commit: {error}', head.number)
+            raise
 
     async def _build_tree(self, head: Head, next_ino: int) -> NewTree:
         layer = head.frozen

@@ -125,7 +125,8 @@ class Core:
         self.world = world
         self.nodes = NodeCache(store.chunks, world)
         self.budget = Budget(store)
-        self.damaged: dict[str, int] = {}  # what was found broken since the start, and in which view
+        self.damaged: dict[str, int] = {}  # what was found broken since the start; the view, 0 = not known
+        self.nodes.on_damage = lambda id, error: self.report_damage(f'node {id.hex()}: {error}', 0)
         self.flush_lock = (
             trio.Lock()
         )  # held by whoever turns buffers into extents, or shortens a flushed file
@@ -185,13 +186,14 @@ class Core:
         return [[(len(plain), next(ids)) for plain in cut] for cut in cuts]
 
     def report_damage(self, what: str, view: int) -> None:
-        """Record and log that bytes on disk are not what was written; readers of other bytes go on (P7)."""
+        """Record and log that bytes on disk are not what was written; readers of other bytes go on (P7).
+        `view` 0: the node may be in any."""
         if what in self.damaged or len(self.damaged) >= limits.DAMAGE_REPORTS_MAX:
             return
         log.error('damaged: %s', what)
         known = view in self.damaged.values()
         self.damaged[what] = view
-        if not known and self.budget.stopped is None:
+        if view and not known and self.budget.stopped is None:
             self.store.registry.mark_damaged(view, self.world.time_ns())
 
     @contextmanager

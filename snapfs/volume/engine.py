@@ -264,6 +264,10 @@ class Engine(Administration):
             'writable': stopped is None,
             'reason': str(stopped) if stopped is not None else None,
             'damaged': sorted(core.damaged),
+            'incidents': [
+                {'number': row.number, 'scope': row.scope, 'opened_ns': row.opened_ns, 'reason': row.reason}
+                for row in store.catalog.incidents()
+            ],
             'volumes': len(self._heads),
             'snapshots': sum(map(len, self._snapshots.values())),
             'requests': len(self._requests),
@@ -277,8 +281,12 @@ class Engine(Administration):
         """Return `ok`, or in one line what is wrong."""
         if self.core.budget.stopped is not None:
             return f'read-only: {self.core.budget.stopped}'
+        if self.core.budget.failed is not None:
+            return f'failing: {self.core.budget.failed}'
         if self.core.damaged:
             return f'damaged: {len(self.core.damaged)} reads found bytes that are missing or wrong'
+        for incident in self.store.catalog.incidents('collector'):
+            return f'the collector is stopped: incident {incident.number}: {incident.reason}'
         if self.core.budget.full:
             return 'full: the disk below has no room'
         return 'ok'

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from snapfs import limits
+from snapfs.errors import Corrupt
 from snapfs.format.nodes import Branch, Leaf, decode_node
 from snapfs.store.chunks import ChunkStore
 from snapfs.tree import NotCached
@@ -33,6 +34,11 @@ class NodeCache:
         self._old: dict[bytes, Node] = {}
         self._young_bytes = 0
         self.loads = 0
+        self.on_damage: Callable[[bytes, Corrupt], None] = lambda node_id, error: None
+
+    def forget(self) -> None:
+        """Drop every node from memory."""
+        self._young, self._old, self._young_bytes = {}, {}, 0
 
     def load(self, node_id: bytes) -> Node:
         """Return a node; raise NotCached when getting it would block, Corrupt when it is not what
@@ -43,10 +49,14 @@ class NodeCache:
             return node
         node = self._old.pop(node_id, None)
         if node is None:
-            plain = self._chunks.get_nowait(node_id)
-            if plain is None:
-                raise NotCached(node_id)
-            node = decode_node(plain)
+            try:
+                plain = self._chunks.get_nowait(node_id)
+                if plain is None:
+                    raise NotCached(node_id)
+                node = decode_node(plain)
+            except Corrupt as error:
+                self.on_damage(node_id, error)
+                raise
             self.loads += 1
             size = len(plain)
         else:
@@ -64,8 +74,12 @@ class NodeCache:
 
     async def fetch(self, node_id: bytes) -> None:
         """Read a node in a thread and keep it."""
-        plain = await self._world.run_in_thread(self._chunks.get, node_id)
-        self._keep(node_id, decode_node(plain), len(plain))
+        try:
+            plain = await self._world.run_in_thread(self._chunks.get, node_id)
+            self._keep(node_id, decode_node(plain), len(plain))
+        except Corrupt as error:
+            self.on_damage(node_id, error)
+            raise
 
     async def walk(self, function: Callable[[], T]) -> T:
         """Call `function`, which reads the tree through `load`, until every node it needs is in memory."""

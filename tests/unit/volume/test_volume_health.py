@@ -1,0 +1,104 @@
+"""What `health` and `status` say when something is wrong: nobody should need the log to learn of it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from snapfs import limits
+from snapfs.errors import Corrupt
+from snapfs.store.packs import pack_path
+from snapfs.volume.engine import Engine
+from snapfs.volume.head import Head
+from snapfs.volume.inode import Inode
+from tests.support.stores import fresh_engine
+
+FILE = stat.S_IFREG | 0o644
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    engine = await fresh_engine(tmp_path / 'store')
+    yield engine
+    engine.store.close(clean=False)
+
+
+async def files(engine: Engine, count: int, first: int = 0) -> tuple[Head, Inode]:
+    head = engine.head('home') or await engine.volume_create('home', 0, 0)
+    root = await head.inode(limits.INO_ROOT)
+    for n in range(first, first + count):
+        await head.make(root, b'file %d' % n, FILE, 0, 0)
+    return head, root
+
+
+def damage_root(engine: Engine, head: Head) -> None:
+    """Flip a bit of the volume's top node on disk, and forget what is in memory of it."""
+    assert head.root.id is not None
+    location = engine.store.catalog.locate([head.root.id])[head.root.id]
+    pack = next(row for row in engine.store.catalog.packs() if row.pack == location.pack)
+    path = pack_path(engine.store.path / 'packs', pack.kind, pack.name)
+    data = bytearray(path.read_bytes())
+    data[location.offset + 100] ^= 1
+    path.write_bytes(data)
+
+
+async def test_a_damaged_node_that_a_commit_needs_is_reported(engine: Engine) -> None:
+    head, _ = await files(engine, 300)
+    await engine.commit()
+    damage_root(engine, head)
+    head.core.nodes.forget()
+    assert engine.health() == 'ok'
+    await files(engine, 1, 1000)
+    assert engine.health() == 'ok', 'nobody has read it yet'
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            await engine.commit()
+    assert engine.health().startswith('damaged: ')
+    (found,) = [line for line in engine.status()['damaged'] if 'commit' in line]
+    assert found.startswith('home, the next commit: ')
+    (row,) = engine.store.registry.volumes()
+    assert row.damaged_ns is not None
+    await engine.sync()
+    assert len(list(engine.store.journal.replay(engine.store.committed_sequence))) == 1, (
+        'it is durable all the same'
+    )
+
+
+async def test_background_work_that_fails_is_in_health(engine: Engine) -> None:
+    head, _ = await files(engine, 300)
+    await engine.commit()
+    damage_root(engine, head)
+    head.core.nodes.forget()
+    await files(engine, 1, 1000)
+    assert not await engine._guarded(engine.committer.commit)
+    assert engine.health().startswith('failing: ')
+    engine.core.budget.failed = None
+    assert engine.health().startswith('damaged: ')
+
+
+async def test_a_damaged_node_that_a_listing_needs_is_reported(engine: Engine) -> None:
+    head, _ = await files(engine, 300)
+    await engine.commit()
+    await engine.snapshot_create('home', 's', 'me')
+    damage_root(engine, head)
+    head.core.nodes.forget()
+    view = engine.snapshot_view(engine.snapshot_find('home', 's').number)
+    assert view is not None
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            await view.inode(limits.INO_ROOT)
+    assert engine.health().startswith('damaged: 1 ')
+
+
+async def test_a_stopped_collector_is_in_health_and_status(engine: Engine) -> None:
+    assert engine.status()['incidents'] == []
+    row = engine.store.catalog.incident_add('collector', 'audit log: cut short', 7)
+    assert engine.health() == f'the collector is stopped: incident {row.number}: audit log: cut short'
+    assert engine.status()['incidents'] == [
+        {'number': row.number, 'scope': 'collector', 'opened_ns': 7, 'reason': 'audit log: cut short'}
+    ]
+    engine.store.catalog.incident_acknowledge(row.number, 'me', 8)
+    assert engine.health() == 'ok'
