@@ -72,6 +72,10 @@ COMPRESS_PROBE_BYTES = 4 * KIB  # that piece
 
 # --- store -----------------------------------------------------------------------------------------------
 CATALOG_CACHE_BYTES = 3 * MIB  # of each SQLite connection
+MENTION_BLOCK_IDS = 1 << 16  # ids looked up at once by the second recount
+MENTION_FILTER_BITS = 27  # of its bitmap of condemned prefixes: 16 MiB
+MENTION_PAIRS_MAX = 4_000_000  # mentions it looks into; one more counts as live
+MENTIONS_SHOWN_MAX = 1000  # live mentions it tells of one by one
 PUT_RECORD_BITS = 26  # of an id, noted for each put during a recount: 8 MiB per kind of chunk
 LOCATE_IDS_MAX = 500  # looked up by one statement
 INSERT_ROWS_MAX = 1000  # rows inserted by one statement
@@ -138,11 +142,13 @@ COLLECT_REFS_BATCH = 1 << 17  # references compared at once
 COLLECT_BUFFER_IDS = 1 << 18  # candidates kept in memory before they go to a temporary file
 COLLECT_PASS_IDS = 6_000_000  # candidates compared in one pass over the leaves: 12 bytes each
 COLLECT_ALARMS_MAX = 100  # pieces of evidence that a recount reports
+COLLECT_TICK_NODES = 256  # nodes read between two reports of progress
 COLLECT_SCAN_SHARE = 8  # more than this part of the index is read through rather than looked up
 BATCH_SLICE_ROWS_MAX = 4000  # rows moved by one transaction
 BATCH_SLICE_PARTS = 100  # request parts of up to 32 KiB removed by one transaction
 PLAN_BYTES_MAX = 256 * MIB  # of plan.json: 65,536 volumes and a million snapshots of 200 bytes
 APPROVALS_MAX = 1000  # kept at a time
+AUDIT_NAMES_MAX = 100  # of requests and people in one line of the audit log
 CLOCK_GAP_NS_MAX = 86_400 * 10**9  # of a gap between two openings, so much is believed of the wall clock
 CLOCK_WRITE_NS = 60 * 10**9  # trusted time is written down so often
 CANARY_CHUNKS = 16
