@@ -1,0 +1,201 @@
+"""L4 sweep: packs that nobody needs any more are retired and, after a last look, unlinked. Blocking; one at a
+time.
+
+A pack goes when every record in it can be accounted for. The catalog's word is not enough: the last look
+reads the pack itself and demands for each record a receipt for exactly this location, or a copy elsewhere
+that it has just read and verified. A record with neither (a crash left it, or a catalog that went back in
+time does not know it) keeps the pack; repacking carries such records along.
+
+Order, for a crash at any point: state 'retired' · last look · audit line · unlink · directory synced ·
+rows of the pack gone. A retired pack whose file is missing is one that this order was interrupted in,
+after the look."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from snapfs import limits
+from snapfs.collect.receipts import Receipts
+from snapfs.errors import Corrupt
+from snapfs.format.packs import (
+    PACK_HEADER_BYTES,
+    TRAILER_BYTES,
+    PackHeader,
+    decode_footer,
+    decode_pack_header,
+    footer_offset,
+)
+from snapfs.format.records import HEADER_BYTES, RecordHeader, decode_header, decode_payload
+from snapfs.store.catalog import Catalog
+from snapfs.store.durable import Disk
+from snapfs.store.packs import pack_path, scan_records
+from snapfs.store.rows import Location, PackRow
+from snapfs.store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PackUse:
+    """What the catalog says about one pack: rows and stored bytes (headers included) in each table."""
+
+    row: PackRow
+    live: int
+    live_bytes: int
+    quarantined: int
+    freed: int
+
+    @property
+    def waste(self) -> float:
+        """The share of the pack that no row of `chunk` or `quarantine` stands for; 0 with quarantined
+        rows."""
+        return 0.0 if self.quarantined or not self.row.bytes else 1 - self.live_bytes / self.row.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LastLook:
+    """What the last look found: how many records had a receipt or a verified copy, and those with neither."""
+
+    receipts: int
+    copies: int
+    unaccounted: tuple[tuple[int, bytes], ...]  # offset, id
+
+
+_COUNT = 'SELECT pack, count(*), sum(stored) FROM {table} GROUP BY pack'
+
+
+def census(catalog: Catalog, busy: frozenset[int]) -> list[PackUse]:
+    """Return what is in each sealed or retired pack. `busy`: packs that rows in memory name; they are left
+    out."""
+    counts = {}
+    for table in ('chunk', 'quarantine', 'freed'):
+        rows = catalog.query(_COUNT.format(table=table))
+        counts[table] = {pack: (count, stored + count * HEADER_BYTES) for pack, count, stored in rows}
+    return [
+        PackUse(
+            row,
+            *counts['chunk'].get(row.pack, (0, 0)),
+            counts['quarantine'].get(row.pack, (0, 0))[0],
+            counts['freed'].get(row.pack, (0, 0))[0],
+        )
+        for row in catalog.packs()
+        if row.state in ('sealed', 'retired') and row.pack not in busy
+    ]
+
+
+def retire(store: Store, row: PackRow) -> None:
+    """Give a sealed pack up: nothing may name it. AssertionError when something does; Corrupt when its
+    file is not there: from here on a missing file counts as one that was unlinked after a last look."""
+    if not store.disk.exists(pack_path(store.path / 'packs', row.kind, row.name)):
+        raise Corrupt(f'pack {row.name.hex()} has vanished')
+    with store.catalog.transaction() as db:
+        for table in ('chunk', 'quarantine'):
+            named = db.execute(f'SELECT 1 FROM {table} WHERE pack = ? LIMIT 1', (row.pack,)).fetchone()
+            assert named is None, f'P1: pack {row.pack} has rows in {table}'
+        changed = db.execute(
+            "UPDATE pack SET state = 'retired' WHERE pack = ? AND state = 'sealed' AND name = ?",
+            (row.pack, row.name),
+        ).rowcount
+        assert changed == 1, f'pack {row.pack} is not sealed'
+
+
+def unlink(store: Store, row: PackRow, receipts: Receipts) -> LastLook | None:
+    """Take the last look at a retired pack and remove it. None: gone. Otherwise what kept it.
+
+    Corrupt when the pack cannot be read to its end; it stays. Latched when a sync failed.
+    """
+    path = pack_path(store.path / 'packs', row.kind, row.name)
+    state = store.catalog.query('SELECT state FROM pack WHERE pack = ? AND name = ?', (row.pack, row.name))
+    assert state == [('retired',)], f'pack {row.pack} is not retired'
+    if store.disk.exists(path):
+        look = last_look(store, row, receipts)
+        if look.unaccounted:
+            log.warning('pack %s stays: %d records have no receipt', row.name.hex(), len(look.unaccounted))
+            return look
+        store.audit.append(
+            {
+                'event': 'pack-gone',
+                'pack': row.name.hex(),
+                'bytes': row.bytes,
+                'receipts': look.receipts,
+                'copies': look.copies,
+            }
+        )
+        store.chunks.forget_pack(row.pack)
+        store.disk.unlink(path)
+    store.disk.sync_directory(path.parent)
+    with store.catalog.transaction() as db:
+        standing = db.execute('SELECT 1 FROM chunk WHERE pack = ? LIMIT 1', (row.pack,)).fetchone()
+        assert standing is None, f'P1: pack {row.pack} is named again'
+        db.execute('DELETE FROM freed WHERE pack = ?', (row.pack,))
+        db.execute("DELETE FROM pack WHERE pack = ? AND state = 'retired'", (row.pack,))
+    return None
+
+
+def last_look(store: Store, row: PackRow, receipts: Receipts) -> LastLook:
+    """Read a pack and account for each record in it. Corrupt when it is not what the catalog says it is."""
+    headers = list(read_pack(store, row))
+    freed = receipts.of_pack(row, [(offset, header.id) for offset, header in headers])
+    elsewhere = [header.id for offset, header in headers if (offset, header.id) not in freed]
+    locations = store.catalog.locate(list(dict.fromkeys(elsewhere)))
+    count, unaccounted = 0, []
+    for offset, header in headers:
+        if (offset, header.id) in freed:
+            continue
+        location = locations.get(header.id)
+        if location is None or location.pack == row.pack or not _is_there(store, header, location):
+            unaccounted.append((offset, header.id))
+        else:
+            count += 1
+    accounted = len(headers) - count - len(unaccounted)
+    return LastLook(accounted, count, tuple(unaccounted))
+
+
+def _is_there(store: Store, wanted: RecordHeader, location: Location) -> bool:
+    """Return whether the copy elsewhere is whole: read from its pack and verified against its id, now."""
+    found = store.catalog.query('SELECT name, kind FROM pack WHERE pack = ?', (location.pack,))
+    if not found:
+        return False
+    name, kind = found[0]
+    try:
+        fd = store.disk.open_read(pack_path(store.path / 'packs', kind, name))
+    except FileNotFoundError:
+        return False
+    try:
+        data = memoryview(store.disk.pread(fd, HEADER_BYTES + location.stored_length, location.offset))
+        header = decode_header(data[:HEADER_BYTES])
+        decode_payload(header, data[HEADER_BYTES:])
+    except Corrupt as error:
+        log.error('the copy of chunk %s in pack %s: %s', wanted.id.hex(), name.hex(), error)
+        return False
+    finally:
+        store.disk.close(fd)
+    return header.id == wanted.id and header.kind == wanted.kind
+
+
+def read_pack(store: Store, row: PackRow) -> Iterator[tuple[int, RecordHeader]]:
+    """Yield (offset, header) of every record of a sealed pack; Corrupt unless it is whole, as the catalog and
+    its own footer say."""
+    disk: Disk = store.disk
+    fd = disk.open_read(pack_path(store.path / 'packs', row.kind, row.name))
+    try:
+        size = disk.size(fd)
+        if size != row.bytes or size < PACK_HEADER_BYTES + TRAILER_BYTES:
+            raise Corrupt(f'pack {row.name.hex()} has {size} bytes, not {row.bytes}')
+        header = decode_pack_header(disk.pread(fd, PACK_HEADER_BYTES, 0))
+        if header != PackHeader(store.superblock.uuid, row.name, header.kind) or header.kind != row.kind:
+            raise Corrupt(f'pack {row.name.hex()}: the header is that of pack {header.name.hex()}')
+        end = footer_offset(disk.pread(fd, TRAILER_BYTES, size - TRAILER_BYTES), size)
+        entries = decode_footer(disk.pread(fd, size - end, end), size, row.name)
+        count = 0
+        for offset, record in scan_records(disk, fd, end):
+            if count >= len(entries) or entries[count][:2] != (record.id, offset):
+                raise Corrupt(f'pack {row.name.hex()}: its footer does not list the record at {offset}')
+            count += 1
+            yield offset, record
+        if count != len(entries) or count != row.records or count > limits.PACK_RECORDS_MAX:
+            raise Corrupt(f'pack {row.name.hex()}: {count} records, {row.records} expected')
+    finally:
+        disk.close(fd)
