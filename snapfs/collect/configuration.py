@@ -41,8 +41,8 @@ _SIZE = re.compile(r'(\d{1,12})\s*(|B|KiB|MiB|GiB)')
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One thing that can be set. `kind` is 'duration' (ns), 'share' (hundredths of a percent), 'size' (bytes),
-    'switch' (bool) or 'command' (argv); `default`, `low` and `high` are in that unit."""
+    """One thing that can be set. `kind` is 'duration' (ns), 'share' (hundredths of a percent), 'size'
+    (bytes), 'switch' (bool) or 'command' (argv); `default`, `low` and `high` are in that unit."""
 
     name: str
     kind: str
@@ -82,7 +82,8 @@ SETTINGS: dict[str, Setting] = {
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """All settings of a store at one moment. Times in ns, shares in hundredths of a percent, sizes in bytes."""
+    """All settings of a store at one moment. Times in ns, shares in hundredths of a percent, sizes in
+    bytes."""
 
     automatic: bool
     interval_ns: int

@@ -127,7 +127,8 @@ class BatchFiles:
     def write_receipt(
         self, batch: int, plan_digest: bytes, count: int, rows: Iterable[list[ReceiptRow]]
     ) -> bytes:
-        """Write the receipt of `count` rows, which come ascending; return its digest. Read back and checked."""
+        """Write the receipt of `count` rows, which come ascending; return its digest. Read back and
+        checked."""
         header = encode_receipt_header(ReceiptHeader(self._uuid, batch, plan_digest, count))
 
         def blocks() -> Iterator[bytes]:
@@ -142,8 +143,8 @@ class BatchFiles:
         return digest
 
     def receipt(self, batch: int, digest: bytes, plan_digest: bytes) -> Iterator[list[ReceiptRow]]:
-        """Yield the rows of the receipt with this digest in slices. Corrupt when it is missing, is another one,
-        or is of another batch or store."""
+        """Yield the rows of the receipt with this digest in slices. Corrupt when it is missing, is another
+        one, or is of another batch or store."""
         if self.digest(batch, RECEIPT) != digest:
             raise Corrupt(f'batch {batch}: the receipt is not the one that the catalog names')
         path = self.path(batch, RECEIPT)

@@ -51,7 +51,7 @@ class PlanRoot:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """A request that the batch fulfils. `bytes` will come back with it, as far as it alone is the reason."""
+    """A request that the batch fulfils. `bytes_back` come back with it, as far as it alone is the reason."""
 
     number: int
     kind: str
@@ -59,7 +59,7 @@ class PlanRequest:
     name: str
     who: str
     root: bytes | None
-    bytes: int | None
+    bytes_back: int | None
 
     @classmethod
     def of(cls, row: RequestRow, bytes_back: int | None) -> PlanRequest:
@@ -72,11 +72,11 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What stays of the batch's reach because the root `name` keeps it. Bytes as stored."""
+    """What stays of the batch's reach because the root `name` keeps it."""
 
     name: str
     chunks: int
-    bytes: int
+    stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +166,8 @@ def make_plan(
     found: Found,
     configuration: Configuration,
 ) -> Plan:
-    """Return the plan of batch `batch` for these requests. Pure. Corrupt when what recount 1 saw is not what was
-    expected (P10): then nothing is condemned."""
+    """Return the plan of batch `batch` for these requests. Pure. Corrupt when what recount 1 saw is not
+    what was expected (P10): then nothing is condemned."""
     assert requests, 'P2: a batch without a request'
     classes = {CLASSES[request.kind] for request in requests}
     assert len(classes) == 1, 'a batch has one grace'
@@ -277,9 +277,10 @@ class Certified:
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """What was logged since the last certificate, and moved within the last day. `dropped`: volumes (stable number)
-    with a request of kind 'dropped' or 'returned' since; `ended`: roots that batches have freed since.
-    `moved_bytes`: of batches quarantined since, not restored; `day_bytes`: of those of the last trusted day."""
+    """What was logged since the last certificate, and moved within the last day. `dropped`: volumes
+    (stable number) with a request of kind 'dropped' or 'returned' since; `ended`: roots that batches have
+    freed since. `moved_bytes`: of batches quarantined since, not restored; `day_bytes`: of those of the
+    last trusted day."""
 
     dropped: frozenset[int] = frozenset()
     ended: frozenset[Identity] = frozenset()
@@ -339,8 +340,8 @@ def _drops(plan: Plan, last: Certified, since: Since) -> list[str]:
 
 
 def _volume_explained(before: PlanRoot, after: PlanRoot, since: Since) -> bool:
-    """A head may lose references to commits, which log what they drop, and to a rollback, whose safety snapshot
-    keeps them."""
+    """A head may lose references to commits, which log what they drop, and to a rollback, whose safety
+    snapshot keeps them."""
     return before.identity[1] in since.dropped or after.view != before.view
 
 
