@@ -1,8 +1,8 @@
 """L4 idsets: many chunk ids in little memory, as numpy arrays. Pure; one thread owns what it changes.
 
-An array of ids has shape (n, 4): four big-endian words read as numbers, so that the order of rows is the order
-of the bytes. Comparisons here are exact, all 32 bytes; only PrefixSet knows ids by their first 8 bytes, and
-what it answers may keep a chunk, never free one.
+An array of ids has shape (n, 4): four big-endian words read as numbers, so that the order of rows is that of
+the bytes. Comparisons here are exact, all 32 bytes; only PrefixSet knows ids by their first 8 bytes, and what
+it answers may keep a chunk, never free one.
 """
 
 from __future__ import annotations

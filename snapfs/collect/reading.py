@@ -1,4 +1,4 @@
-"""L4 reading: a collector's own read-only way into a store: catalog rows and node records. Blocking; one thread.
+"""L4 reading: the collector's own read-only way into a store: rows and node records. Blocking; one thread.
 
 It opens the catalog with mode=ro and packs for reading, takes no lock and goes through no cache, so that a
 worker process beside the daemon can use it. Nothing it reads is believed before it is checked: a record must
@@ -93,7 +93,7 @@ class StoreReader:
     # --- the catalog -------------------------------------------------------------------------------------
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All queries inside see one state of the catalog. Keep it short: it stops the daemon's checkpoints."""
+        """All queries inside see one state of the catalog. Keep it short: it delays checkpoints."""
         self.query('BEGIN')
         try:
             yield

@@ -23,8 +23,8 @@ Identity = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class RootRow:
-    """One root. A tree has `id`, `items` and `refs` as its row claims them (id None: an empty tree). A root of
-    kind 'dropped' has no tree: `chunks` ids that count alone and `subtrees` tops of trees, in request_part.
+    """One root. A tree has `id`, `items` and `refs` as its row claims them (id None: an empty tree). A root
+    of kind 'dropped' has no tree: `chunks` ids that count alone, `subtrees` tops of trees, in request_part.
 
     `number`: of a volume its stable number, of a snapshot its view number, of a request the request's.
     `identity` stays when a snapshot or volume becomes a request, or comes back. `view`: view number, or 0.
@@ -223,15 +223,14 @@ def standing(
     )
 
 
-def root_set(
-    query: Query, without: frozenset[int] = frozenset(), extra: Sequence[RootRow] = ()
-) -> RootSet:
+def root_set(query: Query, without: frozenset[int] = frozenset(), extra: Sequence[RootRow] = ()) -> RootSet:
     """Return the standing roots with epoch and counters: what the daemon freezes at the horizon. Corrupt."""
+    values: dict[str, Any] = {key: value for key, value in query('SELECT key, value FROM settings')}  # noqa: C416
     keys = ('epoch', 'next_view', 'next_volume', 'next_request')
-    found = dict(query('SELECT key, value FROM settings'))
-    if any(type(found.get(key)) is not int for key in keys):
+    if any(type(values.get(key)) is not int for key in keys):
         raise Corrupt('catalog: a setting is missing')
-    return RootSet(*(found[key] for key in keys), standing(query, without, extra))
+    epoch, view, volume, request = [values[key] for key in keys]
+    return RootSet(epoch, view, volume, request, standing(query, without, extra))
 
 
 def part_ids(query: Query, number: int, kind: str) -> Iterator[bytes]:

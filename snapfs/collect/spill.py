@@ -1,7 +1,8 @@
-"""L4 spill: candidates of a recount, sorted, each once, in bounded memory. Blocking; one thread owns it.
+"""L4 spill: candidates of a recount, sorted, each once, in bounded memory; and the ids that come out.
 
-Ids are gathered as they come, with the request that reaches each. Up to a limit they stay in memory; beyond it
-they go to a nameless temporary file, cut into 256 parts by their first byte, so that a part can be sorted alone.
+Blocking; one thread owns each. Ids are gathered as they come, with the request that reaches each. Up to a
+limit they stay in memory; beyond it they go to a nameless temporary file, in 256 parts by their first
+byte, each of which can be sorted alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snapfs import limits
-from snapfs.collect.idsets import Ids, Owners, PrefixSet, no_ids, run_starts, sort_order
+from snapfs.collect.idsets import Ids, Owners, PrefixSet, no_ids, run_starts, sort_order, to_bytes
 from snapfs.errors import Unavailable
+from snapfs.format.ids import data_hasher
+from snapfs.store.durable import Disk
 
 _ROW = np.dtype([('id', np.uint64, 4), ('owner', np.uint32)])
 _PARTS = 256
@@ -24,7 +27,7 @@ _PART_SHIFT = np.uint64(56)
 
 
 class Candidates:
-    """Ids that may be condemned. First `add`, then `finish`, then `groups` and `part`. Close it at the end."""
+    """Ids that may be condemned. First `add`, then `finish`, then `groups` and `part`; `close` at last."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -140,3 +143,45 @@ def _unite(rows: NDArray[np.void]) -> NDArray[np.void]:
     if len(starts):
         united['owner'] = np.minimum.reduceat(rows['owner'], starts)
     return united
+
+
+class IdFile:
+    """Sorted ids on their way into a file. Nothing has a name before `write`: an error leaves nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        memory = limits.COLLECT_BUFFER_IDS * limits.ID_BYTES
+        self._file = tempfile.SpooledTemporaryFile(max_size=memory, dir=str(folder))  # noqa: SIM115
+        self._hasher = data_hasher()
+        self.count = 0
+
+    def close(self) -> None:
+        """Give the temporary file back to the disk below."""
+        self._file.close()
+
+    def add(self, ids: Ids) -> None:
+        """Add ids that come after those added so far."""
+        data = to_bytes(ids)
+        self._hasher.update(data)
+        self.count += len(ids)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise Unavailable(f'no room for what was condemned: {error.strerror}') from error
+
+    def digest(self) -> bytes:
+        """Return the id that the file's bytes have as data."""
+        return self._hasher.digest()
+
+    def write(self, disk: Disk, path: Path) -> None:
+        """Write and sync the file, replacing what a crash may have left. Its name is not durable yet."""
+        if disk.exists(path):
+            disk.unlink(path)
+        fd = disk.open_write(path, create=True)
+        try:
+            self._file.seek(0)
+            offset = 0
+            while data := self._file.read(limits.READ_BYTES_MAX):
+                offset += disk.pwrite(fd, [data], offset)
+            disk.sync_data(fd)
+        finally:
+            disk.close(fd)

@@ -44,6 +44,11 @@ def stream_id(blocks: Iterable[Buffer]) -> bytes:
     return hasher.digest()
 
 
+def data_hasher() -> blake3:
+    """Return a hasher: `update` it piece by piece, then `digest()` is the id of all of it as a data chunk."""
+    return blake3()
+
+
 def node_id(plain: Buffer) -> bytes:
     """Return the 32-byte id of a node chunk with these plain bytes."""
     return blake3(plain, derive_key_context=NODE_CONTEXT).digest()
