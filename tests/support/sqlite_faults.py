@@ -4,9 +4,9 @@ Run it with the library of sqlite_faults.c preloaded:
 
     python -m tests.support.sqlite_faults PART CALL ERROR COUNT STEP DIRECTORY
 
-For n = 0, STEP, 2 STEP, … a process does the same short work while COUNT such calls fail from the n-th on, notes
-what was acknowledged, and is killed; the store is then opened without faults. Ends when the work is done before
-the n-th call. Prints a JSON line per n, for a test to judge.
+For n = 0, STEP, 2 STEP, … a process does the same short work while COUNT such calls fail from the n-th on,
+notes what was acknowledged, and is killed; the store is then opened without faults. Ends when the work is done
+before the n-th call. Prints a JSON line per n, for a test to judge.
 """
 
 from __future__ import annotations
