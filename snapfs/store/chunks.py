@@ -66,7 +66,7 @@ class ChunkStore:
         }
         self.on_condemned: Callable[[bytes, str], None] = _log_condemned
         self._putting = {kind: threading.Lock() for kind in self.writers}
-        self.recording: PutRecord | None = None
+        self._records: tuple[PutRecord, ...] = ()
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._fresh: dict[bytes, ChunkRow] = {}
@@ -100,8 +100,8 @@ class ChunkStore:
         """
         ids = [chunk_id(kind, plain) for plain in plains]
         with self._putting[kind]:
-            if self.recording is not None:
-                self.recording.add(kind, ids)  # P3: before anything is looked up
+            for record in self._records:
+                record.add(kind, ids)  # P3: before anything is looked up
             self._put(kind, dict(zip(ids, plains, strict=True)))
         self.put_bytes += sum(map(len, plains))
         return ids
@@ -117,14 +117,17 @@ class ChunkStore:
                 self._write(kind, chunks)
 
     def start_recording(self) -> PutRecord:
-        """Note every put from now on; what was noted before is forgotten. For the horizon of a recount."""
+        """Note every put from now on in a new record, until `stop_recording`. For the horizon of a
+        recount."""
+        record = PutRecord()
         with self.exclusive():
-            self.recording = PutRecord()
-            return self.recording
+            self._records = (*self._records, record)
+        return record
 
-    def stop_recording(self) -> None:
-        """Note puts no longer."""
-        self.recording = None
+    def stop_recording(self, record: PutRecord) -> None:
+        """Note puts no longer in this record."""
+        with self.exclusive():
+            self._records = tuple(other for other in self._records if other is not record)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt, Latched, Refused, SnapfsError
 from snapfs.format.journal import VolumeDelta
 from snapfs.store.durable import Disk
+from snapfs.store.horizon import PutRecord
 from snapfs.store.store import Store
 from snapfs.volume.administration import Administration
 from snapfs.volume.buffer import Buffer
@@ -199,23 +200,24 @@ class Engine(Administration):
         """Make everything done so far durable (P5)."""
         await self.committer.sync()
 
-    async def commit(self) -> None:
-        """Make everything done so far current in the catalog."""
-        await self.committer.commit()
+    async def commit(self, *, always: bool = False) -> None:
+        """Make everything done so far current in the catalog; `always`: an epoch passes in any case."""
+        await self.committer.commit(always=always)
 
-    async def horizon(self) -> int:
-        """Begin to note puts, wait out flushes in flight, and commit, whether anything changed or not;
-        return the epoch. Whatever a head, a journal record or a replay names now is named by a root of
-        that epoch or is put after this began (P3). Errors as `commit`; puts are not noted then."""
+    async def horizon(self) -> PutRecord:
+        """Begin to note puts, wait out flushes in flight, and commit, whether anything changed or not; return
+        the record of puts. Whatever a head, a journal record or a replay names now is named by a root of this
+        commit, or is put after this began (P3). Errors as `commit`; puts are not noted then.
+        """
         chunks = self.store.chunks
-        chunks.start_recording()
+        record = chunks.start_recording()
         try:
             # A flush that put before the noting began holds `flush_lock`, which the commit takes.
             await self.committer.commit(always=True)
         except BaseException:
-            chunks.stop_recording()
+            chunks.stop_recording(record)
             raise
-        return self.store.catalog.epoch
+        return record
 
     async def close(self) -> None:
         """Stop the background work, commit, and close the store. Clean unless something failed before."""

@@ -51,13 +51,13 @@ def test_a_put_is_noted_before_it_is_looked_up(store, monkeypatch):
     monkeypatch.undo()
     again = plains_of(3, 2)
     fresh = put(store, again)
-    record = store.chunks.start_recording()
-    assert not any(map(record.has, fresh)), 'a new horizon forgets the old one'
+    later = store.chunks.start_recording()
+    assert not any(map(later.has, fresh)), 'put before'
     put(store, again)
-    assert all(map(record.has, fresh)), 'also those that no commit has yet'
-    store.chunks.stop_recording()
-    put(store, plains_of(4, 1))
-    assert store.chunks.recording is None
+    assert all(map(later.has, fresh)), 'also those that no commit has yet'
+    store.chunks.stop_recording(record)
+    last = put(store, plains_of(4, 1))
+    assert (record.has(last[0]), later.has(last[0])) == (False, True)
 
 
 def test_rows_move_between_puts(store):
