@@ -23,6 +23,7 @@ from snapfs.service import wire
 
 Report = Callable[[bytes], None]
 Target = Callable[[Report], None]
+INTERRUPTED = 130  # the exit code that shells expect after Ctrl-C
 
 
 def launch(target: Target, log: Path | None) -> object:
@@ -55,10 +56,22 @@ def guarded(target: Target, report: Report) -> int:
         report(wire.encode_error(error))
         return error.exit_code
     except BaseException as error:
+        if _is_interrupt(error):
+            interrupt = Unavailable('interrupted before anything was mounted')
+            logging.getLogger(__name__).error('%s', interrupt.line())
+            report(wire.encode_error(interrupt))
+            return INTERRUPTED
         logging.getLogger(__name__).critical('the daemon ends', exc_info=True)
         report(wire.encode_error(Unavailable(f'the daemon failed: {error!r}; its log has more')))
         return 1
     return 0
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether an error is Ctrl-C, perhaps in the groups that trio makes, and nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(KeyboardInterrupt)[1] is None
+    return isinstance(error, KeyboardInterrupt)
 
 
 def answer(hello: object) -> bytes:

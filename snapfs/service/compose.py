@@ -6,12 +6,14 @@ Imports of the heavy layers happen inside the functions.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from snapfs.errors import SnapfsError
 from snapfs.service import commands, sockets, wire
 from snapfs.world import World
 
@@ -46,6 +48,10 @@ class Parts(Protocol):
         """Return the handlers of the mount. Invalid when the volume asked for does not exist."""
         ...
 
+    def mounted(self, engine: Engine, request: MountRequest) -> None:
+        """Let others know where the store is mounted. Never raises: it is information only."""
+        ...
+
     async def serve(self) -> None:
         """Answer the kernel until the mount is gone, or `terminate` was called."""
         ...
@@ -77,6 +83,10 @@ class RealParts:
         options = request.options
         self._adapter = Adapter(engine, volume=request.volume, uid=options.uid, gid=options.gid)
         return self._adapter
+
+    def mounted(self, engine: Engine, request: MountRequest) -> None:
+        with contextlib.suppress(SnapfsError):  # a full or a latched disk: the lock holds all the same
+            engine.store.lock.describe(request.mountpoint)
 
     async def serve(self) -> None:
         from snapfs.mount import session

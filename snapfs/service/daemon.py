@@ -1,7 +1,7 @@
 """L6 daemon: the life of a mounted store in one process, from opening it to its clean end. One event loop
 (trio).
 
-Order at the start: store, mount, control socket, runtime, signals, and only then "ready". At the end:
+Order at the start: signals, store, mount, control socket, runtime, and only then "ready". At the end:
 the mount is gone, then no more commands, then the store is closed, then those who wait are told. Whatever
 else ends the daemon leaves the mountpoint as it is, dead: a mountpoint that turns into an empty directory
 makes a mirror job delete its copy. The daemon never looks at its own mountpoint, since only it could
@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,10 @@ class Daemon:
 
     async def run(self) -> None:
         """Mount, serve, close. Returns after a clean end; raises what went wrong otherwise."""
-        engine = await self._open()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await self._run(await self._open_unless(signals), signals)
+
+    async def _run(self, engine: Engine, signals: AsyncIterator[int]) -> None:
         failure: BaseException | None = None
         async with trio.open_nursery() as background:
             await background.start(engine.run)
@@ -60,7 +63,8 @@ class Daemon:
             except SnapfsError as error:
                 failure = error  # nothing is mounted: the store is closed as if nothing had been
             else:
-                await self._serve(engine, hello)
+                self.parts.mounted(engine, self.request)
+                await self._serve(engine, hello, signals)
             if failure is not None:
                 await engine.close()
             background.cancel_scope.cancel()
@@ -76,6 +80,33 @@ class Daemon:
             if done != trimmed:
                 await self.world.run_in_thread(process.trim_memory)
                 trimmed = done
+
+    async def _open_unless(self, signals: AsyncIterator[int]) -> Engine:
+        """Open the store. Unavailable, with the store closed again, when a signal comes before it is open:
+        that may be long, when another has it. Later ones wait for the mount, which they then end in good
+        order."""
+        engine: Engine | None = None
+        failure: SnapfsError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                nonlocal failure
+                number = await anext(signals)
+                failure = Unavailable(f'{signal.Signals(number).name} came before anything was mounted')
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            try:
+                engine = await self._open()
+            except SnapfsError as error:
+                failure = failure or error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            if engine is not None:
+                await engine.close()
+            raise failure
+        assert engine is not None
+        return engine
 
     async def _open(self) -> Engine:
         store = self.request.store
@@ -120,17 +151,17 @@ class Daemon:
             started_ns=self.world.time_ns(),
         )
 
-    async def _serve(self, engine: Engine, hello: control.Hello) -> None:
+    async def _serve(self, engine: Engine, hello: control.Hello, signals: AsyncIterator[int]) -> None:
         async def handler(call: wire.Request, peer: sockets.Peer) -> object:
             answer = await commands.dispatch(engine, call, peer, asdict(hello))
             await self.parts.settled()  # who goes on after a rollback must not meet what the kernel remembers
             return answer
 
         server = control.ControlServer(self.request.store, hello, handler)
-        signals = trio.CancelScope()
+        watching = trio.CancelScope()
         async with trio.open_nursery() as doors:
             await doors.start(server.serve)
-            await doors.start(self._watch_signals, hello, signals)
+            await doors.start(self._watch_signals, hello, signals, watching)
             entry = self._register(hello)
             process.freeze_garbage()
             log.info('mounted %s at %s, pid %d', hello.store, hello.mountpoint, hello.pid)
@@ -146,7 +177,7 @@ class Daemon:
             await engine.close()
             log.info('closed %s, %s', hello.store, 'clean' if clean else 'not clean')
             server.finish(clean)
-            signals.cancel()
+            watching.cancel()
 
     def _register(self, hello: control.Hello) -> Path | None:
         uid = os.getuid()
@@ -161,10 +192,11 @@ class Daemon:
     async def _watch_signals(
         self,
         hello: control.Hello,
+        received: AsyncIterator[int],
         scope: trio.CancelScope,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        with scope, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        with scope:
             task_status.started()
             async for number in received:
                 # A supervisor may repeat itself while the last commit runs; once is enough.

@@ -33,6 +33,8 @@ from snapfs.world import World
 
 log = logging.getLogger('snapfs.store')
 
+DIRECTORIES = ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values()))
+
 
 class Store:
     """An open store. Parts: `superblock`, `catalog`, `registry`, `chunks`, `journal`, `audit`, `lock`,
@@ -88,7 +90,7 @@ class Store:
         self.lock.acquire()
         try:
             block = Superblock(self.world.random_bytes(16), self.world.time_ns(), self.world.random_bytes(16))
-            for name in ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values())):
+            for name in DIRECTORIES:
                 disk.mkdir(path / name)
             disk.sync_directory(path / 'packs')
             Catalog.create(disk, path / 'catalog.sqlite').close()
@@ -128,6 +130,9 @@ class Store:
 
     def _open_parts(self) -> None:
         disk, path, uuid = self.disk, self.path, self.superblock.uuid
+        for name in DIRECTORIES:
+            if not disk.exists(path / name):
+                raise Corrupt(f'{path / name} is missing')  # P10: it is not an empty one
         self.catalog = Catalog.open(disk, path / 'catalog.sqlite')
         self._parts.append(self.catalog)
         self.registry = Registry(self.catalog)

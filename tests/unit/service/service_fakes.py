@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import stat
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 
 import pyfuse3
 import trio
+import trio.testing
 
 from snapfs.errors import Held, Invalid, Refused, Unavailable
 from snapfs.store.rows import HoldRow, RequestRow, SnapshotRow, VolumeRow
@@ -43,6 +45,9 @@ class FakeEngine:
 
     @classmethod
     async def open(cls, store: Path, wait_seconds: float) -> 'FakeEngine':
+        if 'FAKE_INTERRUPT' in os.environ:
+            signal.raise_signal(getattr(signal, os.environ['FAKE_INTERRUPT']))
+            await trio.testing.wait_all_tasks_blocked()
         lock = os.open(store / 'lock', os.O_RDWR | os.O_CREAT, 0o600)
         with trio.move_on_after(wait_seconds):
             while True:
@@ -245,6 +250,9 @@ class FakeParts:
     async def serve(self):
         await pyfuse3.main()
 
+    def mounted(self, engine, request):
+        engine.mountpoint = request.mountpoint
+
     async def settled(self):
         logging.getLogger('fake').info('the kernel was told')
 
@@ -263,6 +271,6 @@ def install() -> None:
     """Put the fakes in the place of the real parts, in this process."""
     from snapfs.service import compose
 
-    for name in ('open_engine', 'operations', 'serve', 'settled', 'terminate'):
+    for name in ('open_engine', 'operations', 'mounted', 'serve', 'settled', 'terminate'):
         setattr(compose.RealParts, name, getattr(FakeParts, name))
     compose.create_store = make_store

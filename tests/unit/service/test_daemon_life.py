@@ -1,6 +1,8 @@
 """The life of a daemon with a real mount, a fake engine and an empty directory. Needs /dev/fuse."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import select
@@ -9,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from service_fakes import make_store
@@ -306,3 +309,39 @@ def test_remount_refuses_what_cannot_change(place, options, word):
 def test_remount_of_what_is_not_mounted(place):
     code, _out, err = run('token', place / 'mnt', '-o', 'remount,ro', program=HELPER)
     assert code == 1 and 'is not a mounted snapfs' in err
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+@pytest.mark.parametrize('busy', [False, True])
+def test_a_signal_before_it_is_mounted(place, name, busy):
+    """One line, nothing mounted, the store closed; also while it waits for a store that is in use."""
+    with contextlib.ExitStack() as stack:
+        if busy:
+            file = stack.enter_context(open(place / 'store' / 'lock', 'w'))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        code, out, err = run('mount', '-f', place / 'store', place / 'mnt', FAKE_INTERRUPT=name)
+    assert (code, out) == (Unavailable.exit_code, '')
+    assert err.splitlines()[-1].endswith(f'{name} came before anything was mounted')
+    assert mount_of(place) is None
+    assert client.lock_is_free(place / 'store')
+    assert 'home' in run('volume', 'list', '--store', place / 'store')[1]
+    assert run('mount', place / 'store', place / 'mnt') == (0, '', ''), (
+        'nothing is in the way of the next one'
+    )
+
+
+def test_the_lock_names_the_mountpoint(place):
+    """Who finds the store in use is told where it is mounted."""
+    from snapfs.service.compose import RealParts
+    from snapfs.store.durable import Disk
+    from snapfs.store.store import Store
+    from snapfs.world import World
+
+    store = Store.create(place / 'real', Disk(), World())
+    engine = SimpleNamespace(store=store)
+    RealParts().mounted(engine, SimpleNamespace(mountpoint='/the/mountpoint'))
+    with pytest.raises(Unavailable, match=r'in use by process .* mounted at /the/mountpoint'):
+        Store.open(place / 'real', Disk(), World())
+    store.latch('for the test')
+    RealParts().mounted(engine, SimpleNamespace(mountpoint='/other'))
+    store.close(clean=False)

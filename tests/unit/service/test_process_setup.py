@@ -159,3 +159,26 @@ def test_a_foreground_daemon_reports_the_same(caplog):
     with pytest.raises(Unavailable, match='no luck'):
         wire.decode_answer(said[0])
     assert background.guarded(lambda report: None, said.append) == 0
+
+
+@pytest.mark.parametrize('grouped', [False, True])
+def test_an_interrupted_start_is_one_line_and_no_traceback(caplog, grouped):
+    """Ctrl-C before trio watches signals."""
+
+    def target(report):
+        error = KeyboardInterrupt()
+        raise BaseExceptionGroup('nursery', [BaseExceptionGroup('inner', [error])]) if grouped else error
+
+    said = []
+    assert background.guarded(target, said.append) == 130
+    with pytest.raises(Unavailable, match='interrupted'):
+        wire.decode_answer(said[0])
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [('ERROR', None)]
+
+
+def test_an_interrupt_beside_a_bug_does_not_hide_it(caplog):
+    def target(report):
+        raise BaseExceptionGroup('nursery', [KeyboardInterrupt(), ZeroDivisionError()])
+
+    assert background.guarded(target, [].append) == 1
+    assert caplog.records[0].exc_info

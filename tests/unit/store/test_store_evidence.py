@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import pytest
 
@@ -138,3 +139,13 @@ def test_a_power_cut_at_any_event_is_no_tampering(tmp_path, broken):
         end = again.audit.known.end
         assert end.lines >= broken
     assert cut > 10
+
+
+@pytest.mark.parametrize('clean', [True, False])
+@pytest.mark.parametrize('name', ['packs/data', 'packs/meta', 'packs', 'batches'])
+def test_a_missing_directory_is_damage(store, name, clean):
+    """P10: it is not an empty one, and not a disk that cannot be written."""
+    store.close(clean=clean)
+    shutil.rmtree(store.path / name)
+    with pytest.raises(Corrupt, match=f'{name}.* is missing'):
+        Store.open(store.path, Disk(), store.world)
