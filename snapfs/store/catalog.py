@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Refused, SnapfsError
+from snapfs.errors import Corrupt, Refused, SnapfsError, Unavailable
 from snapfs.store import schema
 from snapfs.store.audit import AuditHead, Place
 from snapfs.store.durable import Disk
@@ -75,10 +75,15 @@ def sqlite_error(error: sqlite3.Error, disk: Disk) -> SnapfsError:
     """Return the error of ours for one of SQLite's. A failed write or sync below it latches the disk."""
     code = getattr(error, 'sqlite_errorcode', 0) or 0
     primary = code & 0xFF
-    if primary == sqlite3.SQLITE_FULL:
+    # SHMSIZE: the index of the log could not grow. It is made anew at each start and promises nothing.
+    if primary == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return Refused(errno.ENOSPC, 'catalog: no space left on the disk below')
     if primary == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_READ:
         return disk.latch(f'catalog: {error}')
+    if primary == sqlite3.SQLITE_BUSY:
+        return Unavailable(
+            'catalog: another program keeps it locked', advice='End that program and try again.'
+        )
     return Corrupt(f'catalog: {error}')
 
 

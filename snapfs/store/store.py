@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError
@@ -32,6 +33,7 @@ from snapfs.store.rows import PackRow
 from snapfs.world import World
 
 log = logging.getLogger('snapfs.store')
+T = TypeVar('T')
 
 DIRECTORIES = ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values()))
 
@@ -133,7 +135,7 @@ class Store:
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 raise Corrupt(f'{path / name} is missing')  # P10: it is not an empty one
-        self.catalog = Catalog.open(disk, path / 'catalog.sqlite')
+        self.catalog = self._with_reserve(lambda: Catalog.open(disk, path / 'catalog.sqlite'))
         self._parts.append(self.catalog)
         self.registry = Registry(self.catalog)
         self.was_clean = self.catalog.setting('clean') == 1
@@ -297,14 +299,14 @@ class Store:
         except SnapfsError as error:
             log.critical('the incident could not be recorded: %s', error)
 
-    def _with_reserve(self, step: Callable[[], None]) -> None:
+    def _with_reserve(self, step: Callable[[], T]) -> T:
         """Do what opening needs, also on a full disk: otherwise nobody could come in to delete anything."""
         try:
-            step()
+            return step()
         except Refused:
             if not self.give_up_reserve():
                 raise
-            step()
+            return step()
 
     # --- room --------------------------------------------------------------------------------------------
     def free_bytes(self) -> int:

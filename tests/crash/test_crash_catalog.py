@@ -41,7 +41,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def cases(library: Path, place: Path, fault: str, count: int, step: int) -> list[dict[str, Any]]:
+def cases(library: Path, place: Path, fault: str, count: int, step: int, *more: str) -> list[dict[str, Any]]:
     """Return what became of the work for each call that failed, and last without any."""
     place.mkdir()
     done = subprocess.run(
@@ -53,6 +53,7 @@ def cases(library: Path, place: Path, fault: str, count: int, step: int) -> list
             str(count),
             str(step),
             str(place),
+            *more,
         ],
         cwd=PROJECT,
         env={**os.environ, 'LD_PRELOAD': str(library)},
@@ -129,3 +130,13 @@ def test_a_disk_that_is_dead_from_some_moment_on(library: Path, tmp_path: Path):
     for case in cases(library, tmp_path / 'stores', '-wal w EIO', 1_000_000, 9)[:-1]:
         check_nothing_lost(case)
         assert case['stopped'] and case['latched'], case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fault', ['-shm w ENOSPC', '-wal w ENOSPC', 'catalog.sqlite w ENOSPC'])
+def test_a_store_on_a_full_disk_can_be_opened_to_delete_something(library: Path, tmp_path: Path, fault: str):
+    """The reserve is there for it. What SQLite has no room for is no failed write that a person must look at."""
+    for case in cases(library, tmp_path / 'stores', fault, 1, 1, 'open'):
+        assert case['done'] == ['late'], case
+        assert not case['latched'] and not case['stopped'], case
+        check_nothing_lost(case)

@@ -5,8 +5,9 @@ Run it with the library of sqlite_faults.c preloaded:
     python -m tests.support.sqlite_faults PART CALL ERROR COUNT STEP DIRECTORY
 
 For n = 0, STEP, 2 STEP, … a process does the same short work while COUNT such calls fail from the n-th on,
-notes what was acknowledged, and is killed; the store is then opened without faults. Ends when the work is done
-before the n-th call. Prints a JSON line per n, for a test to judge.
+notes what was acknowledged, and is killed; the store is then opened without faults. Ends when the work is
+done before the n-th call. Prints a JSON line per n, for a test to judge. With `open` as a last word, only the
+opening of the store meets the faults.
 """
 
 from __future__ import annotations
@@ -133,14 +134,17 @@ def in_process(work: Callable[[], Any]) -> Any:
     return json.loads(data)
 
 
-def one_case(fault: tuple[str, str, int, int], count: int, path: Path) -> dict[str, Any]:
+def one_case(fault: tuple[str, str, int, int], count: int, path: Path, opening: bool) -> dict[str, Any]:
     """Do the work in a process of its own while calls fail; then look at the store."""
 
     async def faulty() -> dict[str, Any]:
+        if opening:
+            set_fault(*fault, count)
         engine = await Engine.open(path, Disk(), QuietWorld())
-        set_fault(*fault, count)
         work = Work(engine)
-        await work.all()
+        if not opening:
+            set_fault(*fault, count)
+            await work.all()
         failed = hits()
         set_fault('', 'w', 0, 0, 0)
         later = Work(engine)
@@ -158,7 +162,7 @@ def one_case(fault: tuple[str, str, int, int], count: int, path: Path) -> dict[s
 
 
 def main() -> None:
-    part, call, name, count, step, directory = sys.argv[1:]
+    part, call, name, count, step, directory, *opening = sys.argv[1:]
     limits.JOURNAL_BYTES, limits.RESERVE_BYTES, limits.FREE_BYTES_MIN = 2 * limits.MIB, 65536, 65536
     for after in range(0, CASES_MAX, int(step)):
         path = Path(directory) / f'{after}'
@@ -170,7 +174,7 @@ def main() -> None:
             await engine.close()
 
         trio.run(prepare)
-        case = one_case((part, call, getattr(errno, name), after), int(count), path)
+        case = one_case((part, call, getattr(errno, name), after), int(count), path, opening == ['open'])
         print(json.dumps(case), flush=True)
         if not case['hits']:
             return

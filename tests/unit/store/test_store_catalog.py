@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Latched, Refused
+from snapfs.errors import Corrupt, Latched, Refused, Unavailable
 from snapfs.store import schema
 from snapfs.store.catalog import LOCATE_FREED, LOCATE_QUARANTINE, Catalog, sqlite_error
 from snapfs.store.durable import Disk
@@ -189,6 +189,9 @@ def test_errors_of_sqlite_are_told_apart():
     assert full.errno == errno.ENOSPC
     assert isinstance(sqlite_error(error(sqlite3.SQLITE_CORRUPT), disk), Corrupt)
     assert isinstance(sqlite_error(error(sqlite3.SQLITE_IOERR_READ), disk), Corrupt)
+    assert isinstance(sqlite_error(error(sqlite3.SQLITE_BUSY), disk), Unavailable)
+    shared_memory = sqlite_error(error(sqlite3.SQLITE_IOERR_SHMSIZE), disk)
+    assert isinstance(shared_memory, Refused) and shared_memory.errno == errno.ENOSPC
     assert disk.latched is None
     assert isinstance(sqlite_error(error(sqlite3.SQLITE_IOERR_FSYNC), disk), Latched)
     assert disk.latched is not None, 'P5: a sync below SQLite failed; it is not tried again'
