@@ -135,7 +135,7 @@ def test_a_disk_that_is_dead_from_some_moment_on(library: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize('fault', ['-shm w ENOSPC', '-wal w ENOSPC', 'catalog.sqlite w ENOSPC'])
 def test_a_store_on_a_full_disk_can_be_opened_to_delete_something(library: Path, tmp_path: Path, fault: str):
-    """The reserve is there for it. What SQLite has no room for is no failed write that a person must look at."""
+    """The reserve is there for it. Where SQLite finds no room, nobody has to look at anything."""
     for case in cases(library, tmp_path / 'stores', fault, 1, 1, 'open'):
         assert case['done'] == ['late'], case
         assert not case['latched'] and not case['stopped'], case
