@@ -76,6 +76,9 @@ MENTION_BLOCK_IDS = 1 << 16  # ids looked up at once by the second recount
 MENTION_FILTER_BITS = 27  # of its bitmap of condemned prefixes: 16 MiB
 MENTION_PAIRS_MAX = 4_000_000  # mentions it looks into; one more counts as live
 MENTIONS_SHOWN_MAX = 1000  # live mentions it tells of one by one
+PROOF_INDEX_ROWS = 4_000_000  # of the chunk index in memory at once: 17 bytes each
+PROOF_IDS_WAITING = 500_000  # ids of nodes before doubles are sorted out
+PROOF_NODES_AT_ONCE = 20_000  # located and put in order at once
 PUT_RECORD_BITS = 26  # of an id, noted for each put during a recount: 8 MiB per kind of chunk
 LOCATE_IDS_MAX = 500  # looked up by one statement
 INSERT_ROWS_MAX = 1000  # rows inserted by one statement
@@ -142,6 +145,7 @@ COLLECT_REFS_BATCH = 1 << 17  # references compared at once
 COLLECT_BUFFER_IDS = 1 << 18  # candidates kept in memory before they go to a temporary file
 COLLECT_PASS_IDS = 6_000_000  # candidates compared in one pass over the leaves: 12 bytes each
 COLLECT_ALARMS_MAX = 100  # pieces of evidence that a recount reports
+COLLECT_SUSPEND_SECONDS = 1.0  # a recount during which the machine slept longer is not believed
 COLLECT_TICK_NODES = 256  # nodes read between two reports of progress
 COLLECT_SCAN_SHARE = 8  # more than this part of the index is read through rather than looked up
 BATCH_SLICE_ROWS_MAX = 4000  # rows moved by one transaction
@@ -200,4 +204,6 @@ assert NAME_BYTES_MAX <= KEY_SUFFIX_BYTES_MAX
 assert NODE_BYTES_TARGET // 4 > 4 * (KEY_SUFFIX_BYTES_MAX + BRANCH_ENTRY_BYTES)
 assert 0 < SESSION_TASKS_IDLE < SESSION_TASKS_MAX
 assert CANARY_CHUNK_BYTES <= CHUNK_BYTES_MAX
-assert CANARY_CHUNKS * (XATTR_NAME_BYTES_MAX + KEY_SUFFIX_BYTES_MAX) < NODE_BYTES_MAX  # one leaf names them all
+assert (
+    CANARY_CHUNKS * (XATTR_NAME_BYTES_MAX + KEY_SUFFIX_BYTES_MAX) < NODE_BYTES_MAX
+)  # one leaf names them all

@@ -24,6 +24,7 @@ from snapfs.collect.idsets import Ids, Numbers, to_bytes
 from snapfs.errors import Corrupt
 from snapfs.format.packs import PACK_HEADER_BYTES, PackHeader, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
+from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path
@@ -64,6 +65,7 @@ class StoreReader:
         self._open: int | None = None
         self._packs: dict[int, PackRow] = {}
         self.read_bytes = 0
+        self._check_superblock()
         path = store / 'catalog.sqlite'
         try:
             self._db = sqlite3.connect(
@@ -78,6 +80,14 @@ class StoreReader:
         if version != schema.SCHEMA_VERSION:
             self._db.close()
             raise Corrupt(f'{path}: schema version {version}; this program reads {schema.SCHEMA_VERSION}')
+
+    def _check_superblock(self) -> None:
+        try:
+            block = decode_superblock(self._disk.read_file(self.store / 'superblock', SUPERBLOCK_BYTES))
+        except FileNotFoundError:
+            raise Corrupt(f'{self.store} is no snapfs store') from None
+        if block.uuid != self._uuid:
+            raise Corrupt(f'{self.store} is another store than the one asked about')
 
     def __enter__(self) -> StoreReader:
         return self

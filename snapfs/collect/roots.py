@@ -10,7 +10,7 @@ A caller reads the registry inside one read transaction. `query(text, values)` r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from snapfs import limits
@@ -281,16 +281,3 @@ def agree(expected: RootSet, found: RootSet) -> tuple[RootRow, ...]:
 
 def _tree_of(row: RootRow) -> tuple[object, ...]:
     return row.id, row.items, row.refs, row.chunks, row.subtrees
-
-
-def row_to_json(row: RootRow) -> list[Any]:
-    """Return a root as JSON can hold it; ids in hexadecimal digits."""
-    values = [getattr(row, field.name) for field in fields(row)]
-    return [value.hex() if isinstance(value, bytes) else value for value in values]
-
-
-def row_from_json(values: Sequence[Any]) -> RootRow:
-    """Return what `row_to_json` was given."""
-    kind, number, name, id, items, refs, identity, *rest = values
-    plain_id = None if id is None else bytes.fromhex(id)
-    return RootRow(kind, number, name, plain_id, items, refs, (identity[0], identity[1]), *rest)
