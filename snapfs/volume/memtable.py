@@ -12,7 +12,7 @@ Deleting a file or truncating it is therefore one small entry, however many exte
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +38,18 @@ OFFSET_END = 1 << 63
 class Layer:
     """One layer of changes. Frozen layers are read by the tree builder in slices, between other tasks."""
 
-    __slots__ = ('cuts', 'drops', 'gone', 'inodes', 'items', 'offsets', 'superseded', 'tables')
+    __slots__ = (
+        'cuts',
+        'drops',
+        'gone',
+        'inodes',
+        'items',
+        'offsets',
+        'orders',
+        'superseded',
+        'tables',
+        'unsorted',
+    )
 
     def __init__(self) -> None:
         self.inodes: dict[int, InodeValue] = {}
@@ -48,6 +59,9 @@ class Layer:
         self.drops: list[Drop] = []  # buffered bytes discarded, for the journal only
         self.superseded: list[bytes] = []  # chunk ids that were named here and never reached the tree
         self.offsets: dict[int, list[int]] = {}  # sorted extent offsets by inode, made on demand
+        # Sorted suffixes by table, made on demand, and what came since; of extents, `offsets` is that.
+        self.orders: dict[int, list[Any]] = {}
+        self.unsorted: dict[int, list[Any]] = {}
         self.items = 0  # an upper bound of the number of items, for limits
 
     def empty(self) -> bool:
@@ -68,6 +82,8 @@ class Layer:
             self.offsets.pop(ino, None)
         elif kind == _XATTR and suffix in table:
             self._supersede(kind, (table[suffix],))
+        if self.unsorted and name in self.unsorted and suffix not in table:
+            self.unsorted[name].append(suffix)
         table[suffix] = value
         self.items += 1
 
@@ -78,6 +94,8 @@ class Layer:
             table = self.tables.pop(ino << 3 | kind, None)
             if table:
                 self._supersede(kind, table.values())
+            if self.orders.pop(ino << 3 | kind, None) is not None:
+                del self.unsorted[ino << 3 | kind]
         self.offsets.pop(ino, None)
         self.cuts.pop(ino, None)
         self.gone.add(ino)
@@ -118,6 +136,8 @@ class Layer:
             if kind in (ItemKind.EXTENT, ItemKind.XATTR):
                 self._supersede(kind, [mine[suffix] for suffix in table if suffix in mine])
                 self.offsets.pop(name >> 3, None)
+            if name in self.unsorted:
+                self.unsorted[name] += [suffix for suffix in table if suffix not in mine]
             mine.update(table)
         for ino in newer.offsets:
             self.offsets.pop(ino, None)
@@ -149,13 +169,39 @@ class Layer:
         table = self.tables.get(ino << 3 | _EXTENT_SHIFTED)
         if not table:
             return []
-        offsets = self.offsets.get(ino)
-        if offsets is None:
-            offsets = self.offsets[ino] = sorted(table)
+        offsets = self._order(ino, _EXTENT_SHIFTED)
         return [
             (offset, table[offset])
             for offset in offsets[bisect_left(offsets, low) : bisect_left(offsets, high)]
         ]
+
+    def following(self, ino: int, kind: int, after: Any, count: int) -> list[Any]:
+        """Return the first `count` suffixes above `after` that this layer sets or deletes, in order.
+
+        A listing in pages costs one sort in all, however long the table is, and a little for what changed.
+        """
+        if not self.tables.get(ino << 3 | kind):
+            return []
+        order = self._order(ino, kind)
+        start = bisect_right(order, after)
+        return order[start : start + count]
+
+    def _order(self, ino: int, kind: int) -> list[Any]:
+        name = ino << 3 | kind
+        if kind == _EXTENT_SHIFTED:  # these also vanish one by one
+            order = self.offsets.get(ino)
+            if order is None:
+                order = self.offsets[ino] = sorted(self.tables[name])
+            return order
+        order = self.orders.get(name)
+        if order is None:
+            order = self.orders[name] = sorted(self.tables[name])
+            self.unsorted[name] = []
+        elif self.unsorted[name]:
+            order += sorted(self.unsorted[name])
+            order.sort()  # two sorted runs: merged in one pass, without another look at their values
+            self.unsorted[name] = []
+        return order
 
     def apply_cuts(self, ino: int, extents: dict[int, Any]) -> None:
         """Remove from `extents`, which lie below this layer, those that it deletes by range."""

@@ -20,7 +20,7 @@ from snapfs.format.keys import ItemKind
 from snapfs.store.rows import RequestRow, SnapshotRow, VolumeRow
 from snapfs.tree import NotCached, Root, get, range_page
 from snapfs.volume.inode import HAS_XATTRS, Entries, Inode
-from snapfs.volume.memtable import ABSENT, Layer
+from snapfs.volume.memtable import ABSENT, KEY_OF_KIND, Layer
 
 if TYPE_CHECKING:
     from snapfs.volume.core import Core
@@ -147,20 +147,27 @@ class View:
             page = [] if covered else await self._page(first, end, count)
             if layers is not self.layers:
                 continue  # a record or a commit came between: the page may lie below layers that are gone
-            last = _suffix(kind, page[-1][0]) if len(page) == count else None
             result = {_suffix(kind, key): value for key, value in page}
-            for layer in reversed(layers):
+            changed = [(layer, layer.following(ino, kind, after, count)) for layer in layers]
+            # Beyond the last suffix of a source that gave all it was asked for, that source may have more.
+            ends = [suffixes[-1] for _, suffixes in changed if len(suffixes) == count]
+            if len(page) == count:
+                ends.append(_suffix(kind, page[-1][0]))
+            last = min(ends) if ends else None
+            for layer, suffixes in reversed(changed):
                 if layer.hides_all(ino):
                     result.clear()
                 if kind == _EXTENT:
                     layer.apply_cuts(ino, result)
-                for suffix, value in layer.tables.get(ino << 3 | kind, {}).items():
-                    if suffix > after and (last is None or suffix <= last):
-                        result[suffix] = value
+                if suffixes:
+                    table = layer.tables[ino << 3 | kind]
+                    result.update((suffix, table[suffix]) for suffix in suffixes)
+            if last is not None:
+                result = {suffix: value for suffix, value in result.items() if suffix <= last}
             merged += [(suffix, result[suffix]) for suffix in sorted(result) if result[suffix] is not None]
             if last is None or len(merged) >= count:
                 return merged[:count]
-            after, first = last, page[-1][0] + b'\0'
+            after, first = last, KEY_OF_KIND[kind](ino, last) + b'\0'
 
     # --- directories -------------------------------------------------------------------------------------
     async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
