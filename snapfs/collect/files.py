@@ -82,6 +82,13 @@ class BatchFiles:
         self._disk.write_file(self.path(batch, name), data)
         return data_id(data)
 
+    def adopt(self, batch: int, part: str, name: str, digest: bytes) -> None:
+        """Take over a file that a worker wrote as `part`: durable under its own name. Corrupt unless it is the one
+        of this digest."""
+        self.check(batch, part, digest)
+        self._disk.rename(self.path(batch, part), self.path(batch, name))
+        self._disk.sync_directory(self.path(batch))
+
     def digest(self, batch: int, name: str) -> bytes:
         """Return the digest of a file of a batch. Corrupt when it is missing."""
         return stream_id(self._blocks(batch, name, limits.MIB))

@@ -23,6 +23,7 @@ _NAMED = (
     'named(i, id) AS MATERIALIZED (SELECT i, substr(:ids, 32 * i + 1, 32) FROM wanted) '
 )
 _HELD = 'named CROSS JOIN quarantine c ON c.id = named.id AND c.batch = :batch'
+_TAKE = 'DELETE FROM quarantine WHERE batch = :batch AND id IN (SELECT id FROM named)'
 _COLUMNS = 'c.id, c.pack, c.offset, c.stored, c.plain, c.codec, c.kind, c.epoch'
 # Whatever recount 1 thought: the root of something that stands is not garbage.
 _ROOTS = (
@@ -47,6 +48,13 @@ def _blob(ids: Sequence[bytes]) -> dict[str, object]:
     return {'ids': b''.join(ids), 'count': len(ids)}
 
 
+def _change(db: sqlite3.Connection, text: str, values: dict[str, object]) -> int:
+    """Do a statement; return how many rows it changed. `rowcount` does not know when it begins with WITH."""
+    before = db.total_changes
+    db.execute(f'{_NAMED} {text}', values)
+    return db.total_changes - before
+
+
 def to_quarantine(db: sqlite3.Connection, row: BatchRow, ids: Sequence[bytes]) -> frozenset[bytes]:
     """Move rows with these ids from `chunk` to `quarantine`; return the ids whose rows stay, being younger
     than the horizon. Corrupt when an id is a root or has no row."""
@@ -64,14 +72,13 @@ def to_quarantine(db: sqlite3.Connection, row: BatchRow, ids: Sequence[bytes]) -
         values,
     ).fetchone()[0]
     late_ids = frozenset(ids[int(i)] for i in late.split(',')) if late else frozenset()
-    moved = db.execute(
-        f'{_NAMED} INSERT INTO quarantine SELECT {_COLUMNS}, :batch FROM named '
-        'CROSS JOIN chunk c ON c.id = named.id WHERE c.epoch <= :horizon',
+    moved = _change(
+        db,
+        f'INSERT INTO quarantine SELECT {_COLUMNS}, :batch FROM named CROSS JOIN chunk c ON c.id = named.id '
+        'WHERE c.epoch <= :horizon',
         values,
-    ).rowcount
-    gone = db.execute(
-        f'{_NAMED} DELETE FROM chunk WHERE id IN (SELECT id FROM named) AND epoch <= :horizon', values
-    ).rowcount
+    )
+    gone = _change(db, 'DELETE FROM chunk WHERE id IN (SELECT id FROM named) AND epoch <= :horizon', values)
     assert gone == moved, f'{moved} rows came, {gone} went'
     if moved + len(late_ids) != len(ids):
         missing = len(ids) - moved - len(late_ids)
@@ -110,13 +117,10 @@ def take_out(db: sqlite3.Connection, number: int, ids: Sequence[bytes]) -> tuple
     """Bring these chunks of a batch back to `chunk`; return how many of them it had, and their bytes."""
     values = {**_blob(ids), 'batch': number}
     count, stored = db.execute(f'{_NAMED} SELECT count(*), sum(c.stored) FROM {_HELD}', values).fetchone()
-    db.execute(
-        f'{_NAMED} INSERT INTO chunk SELECT {_COLUMNS} FROM {_HELD} WHERE true ON CONFLICT (id) DO NOTHING',
-        values,
+    _change(
+        db, f'INSERT INTO chunk SELECT {_COLUMNS} FROM {_HELD} WHERE true ON CONFLICT (id) DO NOTHING', values
     )
-    gone = db.execute(
-        f'{_NAMED} DELETE FROM quarantine WHERE batch = :batch AND id IN (SELECT id FROM named)', values
-    ).rowcount
+    gone = _change(db, _TAKE, values)
     assert gone == count, f'{count} rows came, {gone} went'
     return count, (stored or 0) + count * HEADER_BYTES
 
@@ -165,10 +169,8 @@ def to_freed(db: sqlite3.Connection, number: int, rows: Sequence[ReceiptRow]) ->
     ).fetchone()[0]
     if used:
         raise Corrupt(f'P1: the record of chunk {used.lower()} in batch {number} is in use')
-    moved = db.execute(f'{_NAMED} INSERT INTO freed SELECT {_COLUMNS}, c.batch FROM {_HELD}', values).rowcount
-    gone = db.execute(
-        f'{_NAMED} DELETE FROM quarantine WHERE batch = :batch AND id IN (SELECT id FROM named)', values
-    ).rowcount
+    moved = _change(db, f'INSERT INTO freed SELECT {_COLUMNS}, c.batch FROM {_HELD}', values)
+    gone = _change(db, _TAKE, values)
     assert gone == moved == present, f'{present} rows were there, {moved} came, {gone} went'
     return moved
 
