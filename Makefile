@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 SEEDS ?= 20
 
-.PHONY: help setup install demo demo-stop test check crash sim bench ci
+.PHONY: help setup install demo demo-stop test check crash sim model bench ci
 
 help:
 	@echo 'make setup       system packages, virtual environment, build: leaves $(VENV)/bin/snapfs'
@@ -15,6 +15,7 @@ help:
 	@echo 'make check       format, lint, types, layers, quick tests (under a minute)'
 	@echo 'make crash       power cuts at every sync and commit; SEEDS=n for more'
 	@echo 'make sim         random histories with crashes and faults; SEEDS=n for more'
+	@echo 'make model       search the deletion protocol, with all rules and with each taken away (minutes)'
 	@echo 'make bench       measure against the null filesystem and what else is installed'
 	@echo 'make ci          what CI runs'
 
@@ -45,6 +46,9 @@ crash: setup
 
 sim: setup
 	SNAPFS_SEEDS=$(SEEDS) $(PYTEST) -q -n 2 tests/property tests/sim
+
+model: setup
+	$(PY) -m tests.model
 
 bench: setup
 	$(PY) -m tools.bench

@@ -146,7 +146,7 @@ def can_quarantine(m: Machine, s: State) -> bool:
 
 
 def quarantine(m: Machine, s: State) -> Iterator[Draft]:
-    """One transaction: subtract what was put up to now, move the rows; what only a put or a pin kept goes back."""
+    """One transaction: subtract what was put, move the rows; what only a put or a pin kept goes back."""
     t = Draft(s)
     condemned = s[CONDEMNED] & ~s[RECORD]
     kept = m.candidates(s) & (s[RECORD] | s[KEPT])
@@ -252,7 +252,7 @@ def reader_alarm(m: Machine, s: State) -> Iterator[Draft]:
     """The read is served, the whole batch is restored, the collector latches."""
     t = Draft(s)
     have = masks(s)
-    m.restore(t, have.condemned | have.freed & ~have.visible)
+    m.restore(t, have.condemned | have.freed & ~have.visible, freed=True)
     m.release(t)
     t[LATCH] = 1
     yield t

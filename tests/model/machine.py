@@ -60,7 +60,7 @@ DROPPING = (QUARANTINED, QUARANTINED + 1)  # QUARANTINED, CONFIRMED: undelete re
 
 
 class Step(NamedTuple):
-    """One line of the table of steps. The guard says whether it can happen, the effect yields what may come."""
+    """One line of the table of steps. The guard says whether it can happen, the effect what may come."""
 
     name: str
     guard: Callable[[Machine, State], bool]
@@ -77,7 +77,7 @@ class Machine:
         self.data = [0, 1, second]  # ids of the contents of each tree
         self.node = [0, 4, 8] if config.nodes else [0, 0, 0]
         self.reach = [d | n for d, n in zip(self.data, self.node, strict=True)]
-        # What a catalog row that holds a root mentions: the top node, or the contents where there are no nodes.
+        # What a catalog row with a root mentions: the top node, or the contents where there are no nodes.
         self.mentioned = self.node if config.nodes else self.data
         self.trees = range(1, config.contents + 1)
         self.volumes = range(config.volumes)
@@ -179,6 +179,14 @@ class Machine:
         return found & masks(s).row
 
     def used(self, s: State) -> int:
+        """`used_without_requests`, and what requests outside a batch may give back."""
+        found = self.used_without_requests(s)
+        for n in self.snapshots:
+            if s[SNAP + n] == REQUESTED:
+                found |= self.reach[s[SNAP_TREE + n]]
+        return found
+
+    def used_without_requests(self, s: State) -> int:
         """What heads, memtables, journal, commits, puts that returned, snapshots and pins refer to now."""
         reach = self.reach
         found = reach[s[PIN]]
@@ -189,7 +197,7 @@ class Machine:
             if s[FROZEN + v] != NONE:
                 found |= reach[s[FROZEN + v]]
         for n in self.snapshots:
-            if s[SNAP + n] == STANDING or s[SNAP + n] == REQUESTED:
+            if s[SNAP + n] == STANDING:
                 found |= reach[s[SNAP_TREE + n]]
         if s[FLIGHT] and s[FLIGHT_STEP] == RETURNED:
             found |= self.data[s[FLIGHT]]
@@ -217,12 +225,17 @@ class Machine:
         """No batch: what the collector knew of it is void."""
         t[PHASE], t[DROP_IN], t[RECORD], t[ALIVE], t[KEPT], t[CONDEMNED] = IDLE, 0, 0, 0, 0, 0
 
-    def restore(self, t: Draft, ids: int) -> None:
-        """Give condemned ids back to the index. Where a fresh copy exists, it stays the one in use."""
+    def restore(self, t: Draft, ids: int, freed: bool = False) -> None:
+        """Give condemned ids back to the index; where a fresh copy exists, it stays the one in use.
+
+        `freed`: also ids that only freed has, whose pack still stands.
+        """
         have = masks(t)
         superfluous = ids & (have.row if self.rules.restore_asks_catalog else have.visible)
         turn(t, superfluous, (QUARANTINE,), LEFTOVER)
-        turn(t, ids & ~superfluous, (QUARANTINE, FREED), ROW)
+        turn(t, ids & ~superfluous, (QUARANTINE,), ROW)
+        if freed:
+            turn(t, ids & ~superfluous & ~masks(t).row, (FREED,), ROW)
 
     def lookup_kind(self, t: Draft, ids: int) -> int:
         return LOOKED_HIT if self.hit(t, ids) else LOOKED_MISS

@@ -1,5 +1,7 @@
-"""Model, packs: copies that share packs. A pack is a column of the copies; it is sealed, repacked, retired and
-unlinked as a whole. A table at the end."""
+"""Model, packs: copies that share packs. A table at the end.
+
+A pack is a column of the copies; it is sealed, repacked, retired and unlinked as a whole.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 Bytes hash and compare quickly and take little room, which is what bounds a search in Python. A step copies
 the state into a bytearray, changes fields by name (`t[PHASE] = PLANNED`) and yields it.
 
-A *tree* is what a volume or snapshot holds: 0 is the empty tree, 1 and 2 are files with one content. An *id* is a
-bit: the two contents are A and B; the nodes that name them, where a configuration has nodes, are M and N.
+A *tree* is what a volume or snapshot holds: 0 is the empty tree, 1 and 2 are files with one content. An
+*id* is a bit: the two contents are A and B; the nodes that name them, where there are nodes, are M and N.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def masks(s: State | Draft) -> Masks:
     if found is None:
         have = [0] * 7
         for index, copy in enumerate(key):
-            have[copy] |= 1 << index // COLUMNS
+            bit = 1 << index // COLUMNS
+            assert copy != ROW or not have[ROW] & bit, 'an id is the key of table chunk: one row'
+            have[copy] |= bit
         _, left, fresh, logged, row, quarantine, freed = have
         found = _masks[key] = Masks(
             fresh | logged | row | quarantine | freed,
@@ -176,5 +178,13 @@ def _field(at: int, value: int) -> str:
                         (SNAP_TREE, 'snapshot tree ')):  # fmt: skip
         if start <= at < start + 2:
             return f'{name}{at - start + 1}={"none" if value == NONE else value}'
-    simple = {LATCH: 'latch', FLIGHT: 'flight', FLIGHT_STEP: 'put step', PIN: 'pin', ORPHAN: 'orphan if crash', RECORDED_SINCE: 'recorded since', FLIGHT_VOLUME: 'of volume'}
+    simple = {
+        LATCH: 'latch',
+        FLIGHT: 'flight',
+        FLIGHT_STEP: 'put step',
+        PIN: 'pin',
+        ORPHAN: 'orphan if crash',
+        RECORDED_SINCE: 'recorded since',
+        FLIGHT_VOLUME: 'of volume',
+    }
     return f'{simple.get(at, at)}={value}'

@@ -199,7 +199,7 @@ def commit_transaction(m: Machine, s: State) -> Iterator[Draft]:
     yield t
 
 
-# --- snapshots and persons -----------------------------------------------------------------------------------
+# --- snapshots and persons ----------------------------------------------------------------------------------
 def clean(m: Machine, s: State) -> bool:
     """Nothing since the last commit: taking a snapshot commits first, here as a step of its own."""
     return s[FROZEN] == NONE and not commit_has_news(m, s)
@@ -260,7 +260,7 @@ def undelete(m: Machine, s: State) -> Iterator[Draft]:
                 continue
             if phase in DROPPING or phase == FREED_EARLY:
                 if m.rules.undelete_restores_batch:
-                    m.restore(t, t[CONDEMNED])
+                    m.restore(t, t[CONDEMNED], freed=phase == FREED_EARLY)
                     m.release(t)
             elif phase <= PLANNED and m.rules.undelete_ends_plan:
                 m.release(t)
