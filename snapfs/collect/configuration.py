@@ -34,9 +34,9 @@ _UNITS_NS = {
     'w': 604_800 * SECOND_NS,
 }
 _SIZES = {'': 1, 'B': 1, 'KiB': limits.KIB, 'MiB': limits.MIB, 'GiB': limits.GIB}
-_DURATION = re.compile(r'(?:\d{1,9}[smhdw])+')
-_PERCENT = re.compile(r'(\d{1,3})(?:\.(\d{1,2}))?')
-_SIZE = re.compile(r'(\d{1,12})\s*(|B|KiB|MiB|GiB)')
+_DURATION = re.compile(r'(?:[0-9]{1,9}[smhdw])+')
+_PERCENT = re.compile(r'([0-9]{1,3})(?:\.([0-9]{1,2}))?')
+_SIZE = re.compile(r'([0-9]{1,15}) ?(|B|KiB|MiB|GiB)')
 
 
 @dataclass(frozen=True, slots=True)
