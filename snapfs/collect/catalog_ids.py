@@ -18,7 +18,7 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,9 +136,10 @@ def opened_catalog(store: Path) -> Iterator[sqlite3.Connection]:
     there = {suffix: has_entry(Path(f'{path}{suffix}')) for suffix in ('', '-wal', '-shm')}
     if there[''] is None:
         raise Corrupt('catalog.sqlite is missing')
-    with tempfile.TemporaryDirectory(prefix='snapfs-') as folder:
+    with ExitStack() as stack:
         options = '' if there['-shm'] is not None else '&immutable=1'
         if there['-shm'] is None and there['-wal']:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='snapfs-'))
             for suffix in ('', '-wal'):
                 shutil.copyfile(f'{path}{suffix}', f'{folder}/catalog.sqlite{suffix}')
             path, options = Path(folder) / 'catalog.sqlite', ''

@@ -127,8 +127,7 @@ class Built:
         folder = self.path / 'batches' / str(number)
         folder.mkdir()
         (folder / 'condemned').write_bytes(b''.join(condemned))
-        for id in condemned:
-            self.move(id, number)
+        self.move_all(condemned, number)
 
     def batch_row(self, number: int, state: str) -> None:
         values = (number, state, 'kept', 1, b'', 0, 0, 0, 1, 0)
@@ -137,10 +136,16 @@ class Built:
 
     def move(self, id: bytes, batch: int, table: str = 'quarantine') -> None:
         """Move a row from `chunk` to quarantine or freed."""
+        self.move_all([id], batch, table)
+
+    def move_all(self, ids: Sequence[bytes], batch: int, table: str = 'quarantine') -> None:
+        """Move rows from `chunk` to quarantine or freed."""
         columns = 'id, pack, offset, stored, plain, codec, kind, epoch'
-        self.sql(f'INSERT INTO {table} SELECT {columns}, ? FROM chunk WHERE id = ?', (batch, id))
-        self.sql('DELETE FROM chunk WHERE id = ?', (id,))
-        self.store.chunks.forget([id])
+        with self.store.catalog.transaction() as db:
+            for id in ids:
+                db.execute(f'INSERT INTO {table} SELECT {columns}, ? FROM chunk WHERE id = ?', (batch, id))
+                db.execute('DELETE FROM chunk WHERE id = ?', (id,))
+        self.store.chunks.forget(ids)
 
     def forget_row(self, id: bytes) -> None:
         """As after a crash: the record stays in its pack, nothing in the catalog names it."""
