@@ -17,10 +17,10 @@ restore, latch.
 
 What it leaves out. Time: grace may be zero, so no finding rests on waiting. Bytes on the disk below: a copy
 is there or not (the crash suite cuts the power at every sync). Contents are atoms: one file per volume,
-holding nothing or one of two contents. The inside of a recount: recount 1 reads all
-roots in one step and answers in a later one; recount 2 is one step. A second writer of packs. Numbers: two
-contents, at most two volumes, two snapshots, two copies of each id (three where copies share packs), one flush and one commit at a time. After a latch nothing is
-explored further: a latched collector frees nothing.
+holding nothing or one of two contents. The inside of a recount: recount 1 reads all roots in one step and
+answers in a later one; recount 2 is one step. Numbers: two contents, at most two volumes, two snapshots, two
+copies of each id (three where copies share packs), one flush and one commit at a time. After a latch nothing
+is explored further: a latched collector frees nothing.
 
 Where copies do not share packs, the order of the copies of an id means nothing and states are sorted by it:
 the only symmetry that is used.
