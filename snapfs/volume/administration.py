@@ -273,6 +273,7 @@ class Administration:
             self._audit('volume-clone', name=new_name, origin=origin.number)
             row = self.store.registry.volume_add(new_name, self.core.world.time_ns(), origin)
             head = self._adopt_head(row)
+            await head.remove_orphans()
             self._tell('volume-added', row.volume, row.name, row.number)
         return head
 
@@ -296,11 +297,12 @@ class Administration:
                     volume_number, target.number, name, who, now
                 )
                 self._drop_head(head)
-                self._adopt_head(row)
+                rolled_back = self._adopt_head(row)
                 self._snapshots[row.volume][name] = safety
             finally:
                 self.committer.let_go()
                 head.reopen()
+            await rolled_back.remove_orphans()
             self._tell('volume-rolled-back', row.volume, volume, head.number)
             self._tell('snapshot-added', row.volume, name, safety.number)
         return safety
@@ -382,6 +384,7 @@ class Administration:
             head = self._adopt_head(row)
             self._tell('request-removed', row.volume, request.volume_name, number)
             self._tell('volume-added', row.volume, row.name, row.number)
+            await head.remove_orphans()  # the kernel may still use some of them, and has said so by now
         return head
 
     def _request(self, number: int, kind: str) -> RequestRow:

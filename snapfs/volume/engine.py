@@ -76,7 +76,7 @@ class Engine(Administration):
             if head.root.id is None and limits.INO_ROOT not in head.logged.inodes:
                 owner = os.stat(self.store.path)  # made, and then the power went before its first commit
                 self.make_root(head, owner.st_uid, owner.st_gid)
-            await self._remove_orphans(head)
+            await head.remove_orphans()
         if self.replayed_records:
             log.info('replayed %d journal records', self.replayed_records)
         if self.core.budget.stopped is not None:
@@ -111,21 +111,6 @@ class Engine(Administration):
         inode.buffer = buffer
         head.buffered[ino] = inode
         self.core.budget.taken(buffer.cost)
-
-    async def _remove_orphans(self, head: Head) -> None:
-        """Remove the inodes that had lost their last name and were still open when the store was
-        last used.
-        """
-        while True:
-            found = await head.orphans(limits.EXTENTS_PAGE)
-            for ino in found:
-                inode = head.inodes.get(ino)
-                if inode is not None:
-                    head.reclaim(inode)
-                else:
-                    head.reclaim_number(ino)
-            if len(found) < limits.EXTENTS_PAGE:
-                return
 
     # --- background --------------------------------------------------------------------------------------
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:

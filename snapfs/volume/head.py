@@ -13,7 +13,7 @@ import errno
 import stat
 
 from snapfs import limits
-from snapfs.errors import Refused
+from snapfs.errors import Corrupt, Refused
 from snapfs.format import keys
 from snapfs.format.keys import ItemKind
 from snapfs.store.rows import VolumeRow
@@ -305,10 +305,28 @@ class Head(Files):
         for ino in list(self.unlinked):
             self.forgotten(ino)
 
-    async def orphans(self, count: int) -> list[int]:
-        """Return up to `count` inodes that had lost their last name when the store was last used."""
-        low = keys.kind_range(limits.INO_ORPHANS, ItemKind.ORPHAN)[0]
-        return [ino for ino, _ in await self._merged(limits.INO_ORPHANS, _ORPHAN, 0, low, count)]
+    async def remove_orphans(self) -> None:
+        """Remove the inodes without a name that a new head has: open when the store stopped, or when the
+        snapshot was taken that this head comes from. What the kernel still uses goes when it is forgotten.
+        """
+        after, low = 0, keys.kind_range(limits.INO_ORPHANS, ItemKind.ORPHAN)[0]
+        while True:
+            try:
+                page = await self._merged(limits.INO_ORPHANS, _ORPHAN, after, low, limits.EXTENTS_PAGE)
+            except Corrupt as error:  # they only take room; the volume can be read (P7)
+                self.core.report_damage(f'{self.name}, its inodes without a name: {error}', self.number)
+                return
+            for ino, _ in page:
+                inode = self.inodes.get(ino)
+                if ino in self._referenced:
+                    self.unlinked.add(ino)
+                elif inode is not None:
+                    self.reclaim(inode)
+                else:
+                    self.reclaim_number(ino)
+            if len(page) < limits.EXTENTS_PAGE:
+                return
+            after, low = page[-1][0], keys.orphan_key(page[-1][0])
 
     # --- renaming ----------------------------------------------------------------------------------------
     async def rename(
