@@ -83,8 +83,8 @@ class BatchFiles:
         return data_id(data)
 
     def adopt(self, batch: int, part: str, name: str, digest: bytes) -> None:
-        """Take over a file that a worker wrote as `part`: durable under its own name. Corrupt unless it is the one
-        of this digest."""
+        """Take over a file that a worker wrote as `part`: durable under its own name. Corrupt unless it is
+        the one of this digest."""
         self.check(batch, part, digest)
         self._disk.rename(self.path(batch, part), self.path(batch, name))
         self._disk.sync_directory(self.path(batch))

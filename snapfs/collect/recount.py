@@ -98,10 +98,10 @@ class Recount:
 
     `nodes`, `items`, `references` count what standing roots reach, shared parts once; `claimed` is the sum of
     the references that the rows of the standing roots claim, shared parts as often as they are shared.
-    `kept`: candidates that stay, by the first root that keeps each; `requests`: condemned ones, by the first
-    request that reaches each. `returned`: candidates that only requests of resting batches keep. Digests are
-    those of the files `condemned.part` and `returned.part`: sorted ids back to back.
-    """
+    `seen`: the standing roots that were walked. `kept`: candidates that stay, by the first root that keeps
+    each; `requests`: condemned ones, by the first request that reaches each. `returned`: candidates that
+    only requests of resting batches keep. Digests are those of the files `condemned.part` and
+    `returned.part`: sorted ids back to back."""
 
     horizon: int
     epoch: int
@@ -120,6 +120,7 @@ class Recount:
     condemned_digest: bytes
     returned_digest: bytes
     alarm: tuple[Alarm, ...]
+    seen: tuple[RootRow, ...]
 
 
 class _Alarmed(Exception):
@@ -407,6 +408,7 @@ class _Run:
             condemned_digest=self.condemned.digest(),
             returned_digest=self.returned.digest(),
             alarm=tuple(self.alarms),
+            seen=self.roots,
         )
 
 

@@ -4,8 +4,8 @@
 
 Standard input is one JSON object {"job": name of JOBS, "spec": ...}, then its end. Every line of standard
 output is one JSON object: {"done": n, "known": n} now and then, and as the last line {"result": ...} or
-{"error": text, "kind": name of a class of errors, "advice": text}. A process that ends without a last line has
-failed, whatever else it said. The exit code is 0 with a result, 1 with an error.
+{"error": text, "kind": name of a class of errors, "advice": text}. A process that ends without a last line
+has failed, whatever else it said. The exit code is 0 with a result, 1 with an error.
 
 The process is nice, and idle for the processor and the disk as far as the system allows. A machine that was
 suspended meanwhile makes the job fail (L18): the world outside may have gone on without us.
@@ -39,6 +39,7 @@ Progress = Callable[[int, int], None]
 JOBS = {
     'recount': ('snapfs.collect.recount', 'recount', 'RecountSpec', 'Recount'),
     'mentions': ('snapfs.collect.mentions', 'look_for_mentions', 'MentionSpec', 'Mentions'),
+    'proof': ('snapfs.collect.proof', 'prove', 'ProofSpec', 'Proof'),
 }
 
 NICENESS = 19
@@ -57,6 +58,11 @@ def encode_job(job: str, spec: object) -> bytes:
     """Return what goes to a worker's standard input."""
     assert type(spec).__name__ == JOBS[job][2]
     return json.dumps({'job': job, 'spec': to_json(spec)}).encode('ascii')
+
+
+def job_of(spec: object) -> str:
+    """Return the name of the job that a specification is for."""
+    return next(name for name, (_, _, kind, _) in JOBS.items() if kind == type(spec).__name__)
 
 
 def run_job(

@@ -147,6 +147,10 @@ class ChunkStore:
         """Return number and name for a pack that the caller writes. `forget_pack` gives it up."""
         return self._numbers.new(kind)
 
+    def has_pack(self, name: bytes) -> bool:
+        """Return whether a pack is one of the store's, the new ones included that no commit has seen."""
+        return name in self._numbers.numbers
+
     def busy_packs(self) -> frozenset[int]:
         """Return the packs that chunks in memory are in: the catalog does not know them all yet."""
         with self._lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -47,6 +47,8 @@ class Administration:
         self._head_by_number: dict[int, Head] = {}
         self._snapshots: dict[int, dict[str, SnapshotRow]] = {}  # by stable volume number, then name
         self._requests: dict[int, RequestRow] = {}  # those that can be taken back
+        # Called before a request is taken back; the collector lets go of it.
+        self.take_back: Callable[[RequestRow], Awaitable[None]] | None = None
         self._views: dict[int, SnapshotView] = {}
         self._listeners: list[Listener] = []
         self._turn = trio.Lock()  # one administrative change at a time
@@ -93,7 +95,7 @@ class Administration:
         for rows in self._snapshots.values():
             row = next((one for one in rows.values() if one.number == number), row)
         if row is None:
-            row = next((one for one in self._requests.values() if one.view == number), None)
+            row = next((r for r in self._requests.values() if r.view == number and r.batch is None), None)
         if row is None:
             return None
         if len(self._views) >= limits.SNAPSHOT_VIEWS_CACHED_MAX:
@@ -361,6 +363,7 @@ class Administration:
         """Take back the request for a snapshot, under its own name and volume or others. Refused(ENOENT,
         EEXIST).
         """
+        await self._take_back(number, 'snapshot')
         async with self._alone():
             self._request(number, 'snapshot')
             volume = self._volume(new_volume).row.volume if new_volume is not None else None
@@ -375,6 +378,7 @@ class Administration:
 
     async def volume_undelete(self, number: int, new_name: str | None = None) -> Head:
         """Take back the request for a volume, under its own name or another. Refused(ENOENT, EEXIST)."""
+        await self._take_back(number, 'volume')
         async with self._alone():
             request = self._request(number, 'volume')
             self._audit('volume-undelete', request=number, name=new_name)
@@ -386,6 +390,29 @@ class Administration:
             self._tell('volume-added', row.volume, row.name, row.number)
             await head.remove_orphans()  # the kernel may still use some of them, and has said so by now
         return head
+
+    async def _take_back(self, number: int, kind: str) -> None:
+        """Let whoever works on a request let go of it. Not under `_alone`: that may take a while."""
+        request = self._request(number, kind)
+        if self.take_back is not None:
+            await self.take_back(request)
+
+    async def reload_requests(self) -> None:
+        """The collector has moved requests into a batch, out of one, or fulfilled them: read them again.
+        What is in a batch cannot be looked at as a tree any more: reading it would be an alarm."""
+        async with self._alone():
+            before, self._requests = (
+                self._requests,
+                {row.number: row for row in self.store.registry.kept_requests()},
+            )
+            for number, old in before.items():
+                new = self._requests.get(number)
+                if new is None or new.batch != old.batch:
+                    self._views.pop(old.view, None)
+                if new is None:
+                    self._tell('request-removed', old.volume, old.name or old.volume_name, number)
+                elif new.batch != old.batch:
+                    self._tell('request-moved', old.volume, old.name or old.volume_name, number)
 
     def _request(self, number: int, kind: str) -> RequestRow:
         request = self._requests.get(number)
