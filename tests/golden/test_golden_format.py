@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from snapfs.format import ids, journal, keys, nodes, packs, records, superblock
+from snapfs.format import ids, journal, keys, nodes, packs, receipts, records, superblock
 from snapfs.format.codec import Codec, Compressor
 
 FILES = Path(__file__).parent / 'format_1'
@@ -59,6 +59,20 @@ FRAMES = [
 ]
 BLOCK = superblock.Superblock(UUID, NOW, PACK)
 ODD_BLOCK = superblock.Superblock(UUID, -1, PACK, superblock.ChunkerParameters(1, 2, 3, 0, 0))
+RECEIPT_HEADER = receipts.ReceiptHeader(UUID, 1 << 40, IDS[2], 2)
+RECEIPT_ROWS = [
+    receipts.ReceiptRow(IDS[0], PACK, 48, 1000),
+    receipts.ReceiptRow(IDS[3], UUID, 1 << 26, 131_072),
+]
+
+
+def encode_receipt() -> bytes:
+    return receipts.encode_receipt_header(RECEIPT_HEADER) + receipts.encode_receipt_rows(sorted(RECEIPT_ROWS))
+
+
+def decode_receipt(data: bytes) -> tuple[receipts.ReceiptHeader, list[receipts.ReceiptRow]]:
+    header = receipts.decode_receipt_header(data, len(data))
+    return header, receipts.decode_receipt_rows(data[receipts.RECEIPT_HEADER_BYTES :])
 
 
 def encode_footer() -> bytes:
@@ -132,6 +146,7 @@ GOLDEN: dict[str, Golden] = {
         lambda data: list(journal.decode_frames(data, UUID)),
         FRAMES,
     ),
+    'receipt': (encode_receipt, decode_receipt, (RECEIPT_HEADER, sorted(RECEIPT_ROWS))),
     'ids': (
         lambda: ids.data_id(b'') + ids.node_id(b'') + ids.data_id(TEXT) + ids.node_id(TEXT),
         None,
