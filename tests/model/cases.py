@@ -110,7 +110,7 @@ ACCIDENT = tuple(
     )
 ) + tuple(_spare(config, 'recount_2_forgets') for config in (DATA, NODES, SHARED))
 
-# Not in the protocol: what a commit at the beginning of recount 2 would add.
+# What a commit at the beginning of recount 2 adds: what only memory knows is in the catalog before it looks.
 STRENGTHENED = (
     _caught(DATA, 'recount_2_commits_first put_is_recorded', 9),
     _caught(DATA, 'recount_2_commits_first flushes_drained', 9),

@@ -35,7 +35,7 @@ class Rules:
     recount_2_asks_catalog: bool = True
     recount_2_asks_journal: bool = True
     recount_2_asks_pins: bool = True
-    # Not in the protocol; what it would add is a line of the table.
+    # Not relied on: the search lets recount 2 begin at any time. The table shows what this adds.
     recount_2_commits_first: bool = False  # and waits out flushes: memory cannot hide a mention
     # Faults, not rules: False is health.
     recount_1_forgets_id: bool = False
