@@ -60,13 +60,17 @@ def delete(snapshot: str) -> None:
     output.show(output.call('snapshot.delete', snapshot=snapshot), output.say_request)
 
 
-@snapshot_command.command('undelete', epilog='Example: snapfs snapshot undelete home@monday --name saved')
-@click.argument('request', metavar='REQUEST|VOLUME@NAME')
+@snapshot_command.command(
+    'undelete',
+    short_help='Take a deletion back.',
+    epilog='Example: snapfs snapshot undelete home@monday --name saved',
+)
+@click.argument('request', metavar='REQUEST|VOLUME[@NAME]')
 @click.option('--name', help='The name it gets back [the one it had].')
 @click.option('--volume', help='The volume it goes back to [its own].')
 @output.store_options
 def undelete(request: str, name: str | None, volume: str | None) -> None:
-    """Take a deletion back: the number of the request, or the name that was deleted."""
+    """Take the deletion of a snapshot or a volume back, by the number of its request or the name it had."""
     arguments = {'request': request, 'name': name, 'volume': volume}
     output.show(output.call('snapshot.undelete', **arguments), _quiet)
 
