@@ -305,18 +305,23 @@ class Head(Files):
         for ino in list(self.unlinked):
             self.forgotten(ino)
 
+    async def orphans(self, count: int, after: int = 0) -> list[int]:
+        """Return up to `count` inodes above `after` that are kept without a name."""
+        low = keys.orphan_key(after) if after else keys.kind_range(limits.INO_ORPHANS, ItemKind.ORPHAN)[0]
+        return [ino for ino, _ in await self._merged(limits.INO_ORPHANS, _ORPHAN, after, low, count)]
+
     async def remove_orphans(self) -> None:
         """Remove the inodes without a name that a new head has: open when the store stopped, or when the
         snapshot was taken that this head comes from. What the kernel still uses goes when it is forgotten.
         """
-        after, low = 0, keys.kind_range(limits.INO_ORPHANS, ItemKind.ORPHAN)[0]
-        while True:
+        after, found = 0, [0]
+        while found:
             try:
-                page = await self._merged(limits.INO_ORPHANS, _ORPHAN, after, low, limits.EXTENTS_PAGE)
+                found = await self.orphans(limits.EXTENTS_PAGE, after)
             except Corrupt as error:  # they only take room; the volume can be read (P7)
                 self.core.report_damage(f'{self.name}, its inodes without a name: {error}', self.number)
                 return
-            for ino, _ in page:
+            for ino in found:
                 inode = self.inodes.get(ino)
                 if ino in self._referenced:
                     self.unlinked.add(ino)
@@ -324,9 +329,7 @@ class Head(Files):
                     self.reclaim(inode)
                 else:
                     self.reclaim_number(ino)
-            if len(page) < limits.EXTENTS_PAGE:
-                return
-            after, low = page[-1][0], keys.orphan_key(page[-1][0])
+                after = ino
 
     # --- renaming ----------------------------------------------------------------------------------------
     async def rename(

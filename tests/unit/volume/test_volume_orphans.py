@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from snapfs import limits
-from snapfs.format import keys
-from snapfs.format.keys import ItemKind
 from snapfs.volume.engine import Engine
 from snapfs.volume.head import Head
 from snapfs.volume.inode import Inode
@@ -19,7 +17,6 @@ from tests.support.model import refuses
 from tests.support.stores import fresh_engine
 
 FILE = stat.S_IFREG | 0o644
-ORPHAN = int(ItemKind.ORPHAN)
 
 
 @pytest.fixture
@@ -45,23 +42,18 @@ async def volume_with_orphans(engine: Engine, count: int) -> tuple[Head, list[In
     return head, found
 
 
-async def orphans(head: Head) -> list[int]:
-    low = keys.kind_range(limits.INO_ORPHANS, ItemKind.ORPHAN)[0]
-    return [ino for ino, _ in await head._merged(limits.INO_ORPHANS, ORPHAN, 0, low, 10_000)]
-
-
 async def test_a_clone_has_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, 'EXTENTS_PAGE', 2)
     head, files = await volume_with_orphans(engine, 5)
     await engine.snapshot_create('home', 's', 'me')
     clone = await engine.volume_clone('home', 's', 'copy')
-    assert await orphans(clone) == []
+    assert await clone.orphans(99) == []
     for inode in files:
         await refuses(errno.ESTALE, clone.inode(inode.ino))
         assert (await head.read(inode, 0, 9))[:1].isdigit(), 'they are in use in the other volume'
-    assert len(await orphans(head)) == 5
+    assert len(await head.orphans(99)) == 5
     await engine.commit()
-    assert await orphans(clone) == []
+    assert await clone.orphans(99) == []
 
 
 async def test_a_rolled_back_volume_has_none(engine: Engine) -> None:
@@ -70,7 +62,7 @@ async def test_a_rolled_back_volume_has_none(engine: Engine) -> None:
     await engine.volume_rollback('home', 's', 'me')
     head = engine.head('home')
     assert head is not None
-    assert await orphans(head) == []
+    assert await head.orphans(99) == []
     await refuses(errno.ESTALE, head.inode(files[0].ino))
 
 
@@ -86,13 +78,13 @@ async def test_a_volume_taken_back_keeps_what_is_in_use(engine: Engine) -> None:
     engine.on_change(tell)
     request = await engine.volume_delete('home', 'me')
     head = await engine.volume_undelete(request.number)
-    assert await orphans(head) == [inode.ino for inode in files[:2]]
+    assert await head.orphans(99) == [inode.ino for inode in files[:2]]
     assert await head.read(await head.inode(files[1].ino), 0, 3) == b'111'
     head.forgotten(files[0].ino)
-    assert await orphans(head) == [files[1].ino]
+    assert await head.orphans(99) == [files[1].ino]
     await refuses(errno.ESTALE, head.inode(files[0].ino))
     head.reclaim_all()
-    assert await orphans(head) == []
+    assert await head.orphans(99) == []
 
 
 async def test_a_crash_leaves_none(engine: Engine) -> None:
@@ -102,6 +94,6 @@ async def test_a_crash_leaves_none(engine: Engine) -> None:
     again = await Engine.open(engine.store.path, engine.store.disk, engine.world)
     head = again.head('home')
     assert head is not None
-    assert await orphans(head) == []
+    assert await head.orphans(99) == []
     await refuses(errno.ESTALE, head.inode(files[0].ino))
     await again.close()
