@@ -119,9 +119,9 @@ class Batches:
     def finish_quarantine(self, number: int, trusted_ns: int) -> BatchRow:
         """End the move: QUARANTINED. Grace is counted from `trusted_ns`; chunks and bytes become those
         that did move."""
+        chunks, size = moves.in_quarantine(self._catalog, number)
         with self._transaction() as db:
             row = _required(db, number, PLANNED)
-            chunks, size = moves.in_quarantine(db, number)
             if chunks > row.chunks:
                 raise Corrupt(f'batch {number}: {chunks} chunks are in quarantine, {row.chunks} were planned')
             epoch = _setting(db, 'epoch')
@@ -172,11 +172,11 @@ class Batches:
 
     def restore_end(self, number: int) -> BatchRow:
         """The requests may be taken back again, or go into another batch."""
+        left, _ = moves.in_quarantine(self._catalog, number)
         with self._transaction() as db:
             row = _required(db, number, *RESTING, RESTORED, restoring=True)
             if row.state != RESTORED:
                 assert row.restoring, f'batch {number} is not being restored'
-                left, _ = moves.in_quarantine(db, number)
                 assert not left, f'batch {number}: {left} chunks are still in quarantine'
                 db.execute('UPDATE request SET batch = NULL WHERE batch = ?', (number,))
                 db.execute(
@@ -234,12 +234,12 @@ class Batches:
         listed = sum(map(len, self.files.receipt(number, receipt, row.digest)))
         if listed != row.chunks:
             raise Corrupt(f'batch {number}: the receipt lists {listed} of {row.chunks} chunks')
+        in_quarantine = moves.in_quarantine(self._catalog, number)
         with self._transaction() as db:
             row = _required(db, number, QUARANTINED)
             _check_latch(db)
             _check_one_moves(db, number)
             approval = _check_grace(db, row, plan, recounted)
-            in_quarantine = moves.in_quarantine(db, number)
             assert in_quarantine == (row.chunks, row.stored_bytes), (
                 f'P8: batch {number} holds {in_quarantine}'
             )
@@ -286,9 +286,9 @@ class Batches:
         request = self._return(row, sorted(set(returned)))
         while self._forget_parts(number):
             pass
+        left, _ = moves.in_quarantine(self._catalog, number)
         with self._transaction() as db:
             row = _required(db, number, CONFIRMED)
-            left, _ = moves.in_quarantine(db, number)
             assert not left, f'batch {number}: {left} chunks are not freed'
             assert row.freed == row.chunks, (
                 f'P8: batch {number}: {row.freed} of {row.chunks} chunks are freed'

@@ -86,12 +86,15 @@ def to_quarantine(db: sqlite3.Connection, row: BatchRow, ids: Sequence[bytes]) -
     return late_ids
 
 
-def in_quarantine(db: sqlite3.Connection, number: int) -> tuple[int, int]:
-    """Return how many chunks a batch has in quarantine, and their bytes, record headers included."""
-    count, stored = db.execute(
-        'SELECT count(*), sum(stored) FROM quarantine WHERE batch = ?', (number,)
-    ).fetchone()
-    return count, (stored or 0) + count * HEADER_BYTES
+def in_quarantine(catalog: Catalog, number: int) -> tuple[int, int]:
+    """Return how many chunks a batch has in quarantine, and their bytes, record headers included. Looks at
+    all that rests, so it is asked outside the transaction: commits must not wait for it, and nobody else
+    moves these rows."""
+    rows = catalog.query(
+        'SELECT count(*), coalesce(sum(stored), 0) FROM quarantine WHERE batch = ?', (number,)
+    )
+    count, stored = rows[0]
+    return count, stored + count * HEADER_BYTES
 
 
 def back_to_chunk(db: sqlite3.Connection, number: int, after: bytes, count: int) -> bytes | None:

@@ -474,6 +474,26 @@ def test_a_receipt_that_is_not_whole_confirms_nothing(batch_store, batches, cloc
     batches.confirm(row.number, batches.write_receipt(row.number), recount_2(store, clock))
 
 
+def test_a_quarantine_that_lost_a_row_confirms_nothing(batch_store, batches, clock, ids):
+    store = batch_store
+    row = quarantined(store, batches, ids[:4])
+    receipt = batches.write_receipt(row.number)
+    with store.catalog.transaction() as db:  # what no step of ours does
+        db.execute('DELETE FROM quarantine WHERE id = ?', (ids[0],))
+    pass_time(store, clock, row.grace_ns / 1e9)
+    with pytest.raises(AssertionError, match='P8: batch 1 holds'):
+        batches.confirm(row.number, receipt, recount_2(store, clock))
+
+
+def test_more_chunks_in_quarantine_than_were_planned_end_no_move(batch_store, batches, ids):
+    number = request(batch_store, ids)
+    plan = plan_for(batch_store, batches, [number], ids[:2])
+    batches.begin(plan)
+    batches.quarantine_slice(plan.batch, ids[:3], nothing)
+    with pytest.raises(Corrupt, match='3 chunks are in quarantine, 2 were planned'):
+        batches.finish_quarantine(plan.batch, 0)
+
+
 def test_an_altered_plan_confirms_nothing(batch_store, batches, clock, ids):
     row = quarantined(batch_store, batches, ids[:4])
     receipt = batches.write_receipt(row.number)

@@ -80,8 +80,9 @@ def test_the_modules_allowed_are_still_there_and_the_search_finds_their_statemen
     'text',
     [
         'DELETE FROM chunk WHERE id = ?', 'delete  from "quarantine"', 'UPDATE OR IGNORE freed SET batch = 1',
-        'WITH x AS (SELECT 1) DELETE FROM chunk', 'INSERT OR REPLACE INTO chunk VALUES (1)', 'DROP TABLE freed',
-        'INSERT INTO freed SELECT * FROM quarantine', 'ALTER TABLE chunk RENAME TO x', 'REPLACE INTO chunk',
+        'WITH x AS (SELECT 1) DELETE FROM chunk', 'INSERT OR REPLACE INTO chunk VALUES (1)',
+        'DROP TABLE freed', 'INSERT INTO freed SELECT * FROM quarantine', 'ALTER TABLE chunk RENAME TO x',
+        'REPLACE INTO chunk',
     ],
 )  # fmt: skip
 def test_the_search_knows_a_statement_that_takes_rows(text: str) -> None:
