@@ -307,7 +307,9 @@ class Head(Files):
 
     async def orphans(self, count: int, after: int = 0) -> list[int]:
         """Return up to `count` inodes above `after` that are kept without a name."""
-        low = keys.orphan_key(after) if after else keys.kind_range(limits.INO_ORPHANS, ItemKind.ORPHAN)[0]
+        low = keys.kind_range(limits.INO_ORPHANS, ItemKind.ORPHAN)[0]
+        if after:
+            low = keys.orphan_key(after) + b'\0'  # the least key behind it
         return [ino for ino, _ in await self._merged(limits.INO_ORPHANS, _ORPHAN, after, low, count)]
 
     async def remove_orphans(self) -> None:
