@@ -53,6 +53,7 @@ from snapfs.collect.meta_packs import (
 )
 from snapfs.errors import Corrupt, Invalid
 from snapfs.format.ids import RecordKind
+from snapfs.format.items import check_item
 from snapfs.format.keys import EXTENT, KIND_POSITION, XATTR
 from snapfs.format.nodes import Branch, Leaf, decode_node
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
@@ -60,6 +61,9 @@ from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 _ID = limits.ID_BYTES
+_LENGTH_SURE = limits.PLAIN_BYTES_MAX
+_OFFSET_SURE = bytes([EXTENT]) + (limits.FILE_BYTES_MAX - limits.PLAIN_BYTES_MAX).to_bytes(8, 'big')
+_INO_FIRST, _INO_END = (1).to_bytes(8, 'big'), (limits.INO_MAX + 1).to_bytes(8, 'big')
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,20 +243,31 @@ class _Recount:
         self._match(content, table, owners)
 
     def _references_of(self, node: Leaf | Branch) -> bytes:
-        """Return the ids that the items of a node refer to, in order, resolved from each item's own
-        position."""
+        """Return the ids that the items of a node refer to, in order. Each item is checked against the whole
+        schema, and its id found by its own position."""
         if isinstance(node, Branch):
             self._items += len(node.children)
             return b''.join(node.children)
         self._items += len(node.keys)
-        positions = [
-            value[-1]
-            for key, value in zip(node.keys, node.values, strict=True)
-            if (kind := key[KIND_POSITION]) == EXTENT or (kind == XATTR and value[0])
-        ]
-        if not positions:
-            return b''
-        return np.frombuffer(node.refs, f'V{_ID}')[positions].tobytes()
+        refs = node.refs
+        found: list[bytes] = []
+        for key, value in zip(node.keys, node.values, strict=True):
+            kind = key[KIND_POSITION]
+            if kind == EXTENT or (kind == XATTR and value[0]):
+                start = value[-1] * _ID
+                id = refs[start : start + _ID]
+                found.append(id)
+                # Most are plainly good: decode_node has seen shape and types. What is not goes the long way.
+                if (
+                    kind == EXTENT
+                    and 0 < value[0] <= _LENGTH_SURE
+                    and key[KIND_POSITION:] < _OFFSET_SURE
+                    and _INO_FIRST <= key < _INO_END
+                ):
+                    continue
+                value = (*value[:-1], id)
+            check_item(key, value)
+        return b''.join(found)
 
     def _see_control(self, refs: bytes) -> None:
         for id in [id for id in self._control if id in refs]:

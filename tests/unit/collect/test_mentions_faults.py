@@ -16,9 +16,11 @@ from snapfs.collect.catalog_ids import COLUMNS
 from snapfs.errors import Corrupt
 from snapfs.format.ids import RecordKind, node_id
 from snapfs.format.journal import JOURNAL_HEADER_BYTES, VolumeDelta, encode_record_frames
+from snapfs.format.keys import dirent_key, extent_key, inode_key, xattr_key
+from snapfs.format.nodes import encode_leaf
 from snapfs.format.packs import ENTRY_BYTES, TRAILER_BYTES, decode_footer, encode_footer, footer_offset
 from snapfs.store import schema
-from tests.unit.collect.kit2 import Built, branch, build, catalog, leaf
+from tests.unit.collect.kit2 import INODE, Built, branch, build, catalog, leaf
 
 SCHEMA = schema.TABLES
 
@@ -60,8 +62,7 @@ def refuses(built: Built, match: str, **changes: object) -> None:
     assert '\n' not in str(caught.value)
 
 
-# --- packs
-# ----------------------------------------------------------------------------------------------------
+# --- packs ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kind', ['data', 'meta'])
 @pytest.mark.parametrize('state', ['sealed', 'open'])
 def test_a_pack_that_is_missing_or_too_short_or_no_file(built: Built, kind: str, state: str) -> None:
@@ -206,8 +207,36 @@ def test_a_record_that_is_no_node_inside(built: Built) -> None:
     refuses(built, 'at offset .*node: format version')
 
 
-# --- the catalog
-# ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ('key', 'value', 'match'),
+    [
+        (extent_key(20, 0), (0, b'i' * 32), 'impossible length'),
+        (extent_key(20, 0), (limits.PLAIN_BYTES_MAX + 1, b'i' * 32), 'impossible length'),
+        (extent_key(20, limits.FILE_BYTES_MAX - 5), (6, b'i' * 32), 'beyond the largest file'),
+        (bytes(8) + extent_key(20, 0)[8:], (6, b'i' * 32), 'inode number 0'),
+        (b'\xff' * 8 + extent_key(20, 0)[8:], (6, b'i' * 32), 'out of range'),
+        (xattr_key(20, b'user.x'), (1, 1024, b'i' * 32), 'impossible length'),
+        (inode_key(20), (0o070644, *INODE[1:]), 'unknown type'),
+        (dirent_key(20, 9), ((b'a/b', 20, 8),), 'impossible name'),
+    ],
+)
+def test_an_item_outside_of_its_schema(built: Built, key: bytes, value: Any, match: str) -> None:
+    built.put_nodes(encode_leaf([key], [value]))
+    built.commit()
+    refuses(built, match)
+
+
+def test_items_at_the_very_edge_of_their_schema(built: Built) -> None:
+    """What the short way does not take for sure goes the long way, and is good."""
+    edge = limits.FILE_BYTES_MAX - limits.PLAIN_BYTES_MAX
+    keys = [extent_key(1, 0), extent_key(20, edge - 1), extent_key(20, edge), extent_key(limits.INO_MAX, 7)]
+    built.put_nodes(encode_leaf(keys, [(limits.PLAIN_BYTES_MAX, bytes([n]) * 32) for n in range(4)]))
+    built.commit()
+    before = built.mentions()
+    assert (before.live, before.leftovers) == ((), ())
+
+
+# --- the catalog ---------------------------------------------------------------------------------------
 def change_schema(built: Built, *texts: str) -> None:
     """Close the store, and change its catalog behind its back."""
     built.store.close(clean=True)
@@ -324,8 +353,7 @@ def test_a_catalog_copied_with_its_log_is_read_whole(built: Built, tmp_path: Pat
     assert not (copy / 'catalog.sqlite-shm').exists()
 
 
-# --- the batch and the journal
-# --------------------------------------------------------------------------------
+# --- the batch and the journal -------------------------------------------------------------------------
 def test_the_file_of_condemned_ids_must_be_there_whole_ordered_and_name_every_row(built: Built) -> None:
     path = built.path / 'batches' / '1' / 'condemned'
     whole = path.read_bytes()
@@ -375,8 +403,6 @@ def test_a_record_behind_a_block_that_was_cut_off_is_seen(built: Built) -> None:
     built.commit()
     built.batch(2, [x])
     sequence = built.store.journal.last_sequence + 1
-    from snapfs.format.keys import extent_key
-
     delta = VolumeDelta(1, 99, items=[(extent_key(20, 0), (10, x))])
     built.store.journal.append(sequence, encode_record_frames(sequence, [], [delta], built.uuid))
     built.store.journal.sync()
