@@ -146,6 +146,7 @@ COLLECT_BUFFER_IDS = 1 << 18  # candidates kept in memory before they go to a te
 COLLECT_PASS_IDS = 6_000_000  # candidates compared in one pass over the leaves: 12 bytes each
 COLLECT_ALARMS_MAX = 100  # pieces of evidence that a recount reports
 COLLECT_SUSPEND_SECONDS = 1.0  # a recount during which the machine slept longer is not believed
+COLLECT_PARTS = 100  # slices of a request, of up to 1,000 ids each, taken at once
 COLLECT_TICK_NODES = 256  # nodes read between two reports of progress
 COLLECT_SCAN_SHARE = 8  # more than this part of the index is read through rather than looked up
 BATCH_SLICE_ROWS_MAX = 4000  # rows moved by one transaction

@@ -140,9 +140,9 @@ def settle(parts: list[Claims]) -> Claims:
     return Claims(ids[starts], totals[0], totals[1], first)
 
 
-def without(claims: Claims, known: Claims) -> Claims:
-    """Return the claims about nodes that are not in `known`; both settled. Corrupt when claims about a node
-    in both differ."""
+def divide(claims: Claims, known: Claims) -> tuple[Claims, Claims]:
+    """Return the claims about nodes that are not in `known`, and what `known` has about the others; both are
+    settled. Corrupt when claims about a node in both differ."""
     places = find(known.ids, claims.ids)
     both = np.flatnonzero(places >= 0)
     there = places[both]
@@ -152,7 +152,7 @@ def without(claims: Claims, known: Claims) -> Claims:
         if wrong.any():
             id = to_bytes(claims.ids[both[np.flatnonzero(wrong)[0]]])
             raise Corrupt(f'two parents of node {id.hex()} claim different totals')
-    return claims.take(places < 0)
+    return claims.take(places < 0), known.take(there)
 
 
 class PrefixSet:

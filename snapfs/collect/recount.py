@@ -19,7 +19,7 @@ take more passes) and with nodes (about 60 bytes each), not with references.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from snapfs import limits
 from snapfs.collect.idsets import (
     NOBODY,
     UNKNOWN,
-    Claims,
     Ids,
     Numbers,
     Owners,
@@ -42,7 +41,7 @@ from snapfs.collect.idsets import (
 from snapfs.collect.reading import PACK, STORED, StoreReader
 from snapfs.collect.roots import HANDED_IN, RootRow, RootSet, agree, part_ids, root_set
 from snapfs.collect.spill import Candidates, IdFile
-from snapfs.collect.walk import Walk, no_levels, united
+from snapfs.collect.walk import Levels, Walk, no_levels, united
 from snapfs.errors import Corrupt, Invalid, Unavailable
 from snapfs.format.records import HEADER_BYTES
 from snapfs.store.durable import Disk
@@ -73,13 +72,18 @@ class RecountSpec:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Candidates of one root or request: chunks, and bytes in packs, record headers included."""
+    """Candidates of one root or request: chunks, and bytes in packs, record headers included.
+
+    Of what a root keeps, whole subtrees are not gone into: `shared` counts the references in these, their
+    top nodes' own included.
+    """
 
     kind: str
     number: int
     name: str
     chunks: int
     bytes: int
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +102,11 @@ class Recount:
 
     `nodes`, `items`, `references` count what standing roots reach, shared parts once; `claimed` is the sum of
     the references that the rows of the standing roots claim, shared parts as often as they are shared.
-    `seen`: the standing roots that were walked. `kept`: candidates that stay, by the first root that keeps
-    each; `requests`: condemned ones, by the first request that reaches each. `returned`: candidates that
-    only requests of resting batches keep. Digests are those of the files `condemned.part` and
-    `returned.part`: sorted ids back to back."""
+    `seen`: the standing roots that were walked. `kept`: what stays, by the first root that keeps it;
+    `requests`: what is condemned, by the first request that reaches it. `returned`: candidates that only
+    requests of resting batches, pins and recoveries keep: somebody has to ask for them again. Digests are
+    those of the files `condemned.part` and `returned.part`: sorted ids back to back.
+    """
 
     horizon: int
     epoch: int
@@ -191,17 +196,22 @@ class _Run:
         self.epoch = found.epoch
         self.roots, self.requests = _divide(self.spec, found)
         self.firm = sum(row.batch is None for row in self.roots)
-        self._kept = np.zeros((len(self.roots), 2), dtype=np.int64)  # chunks, bytes
-        self._freed = np.zeros((len(self.requests) + 1, 2), dtype=np.int64)
+        self.lasting = sum(row.batch is None and row.kind not in HANDED_IN for row in self.roots)
+        self._kept = np.zeros((len(self.roots), 3), dtype=np.int64)  # chunks, bytes, shared references
+        self._freed = np.zeros((len(self.requests) + 1, 3), dtype=np.int64)
         self._back = np.zeros(2, dtype=np.int64)
 
     def walk_roots(self) -> None:
-        """Read every live branch. Resting requests come second: only their nodes may be in quarantine."""
-        self._strict = self._walk(self.roots[: self.firm], 0, no_levels(), strict=True)
-        self._resting = self._walk(self.roots[self.firm :], self.firm, self._strict.levels, strict=False)
-        self._alive = united(self._strict.levels, self._resting.levels)
+        """Read every live branch: below roots that last; below pins and recoveries, which end and leave no
+        request behind; below requests of resting batches, whose nodes alone may be in quarantine."""
+        self._lasting = self._walk(self.roots[: self.lasting], 0, no_levels(), strict=True)
+        passing = self.roots[self.lasting : self.firm]
+        self._passing = self._walk(passing, self.lasting, self._lasting.levels, strict=True)
+        firm = united(self._lasting.levels, self._passing.levels)
+        self._resting = self._walk(self.roots[self.firm :], self.firm, firm, strict=False)
+        self._alive = united(firm, self._resting.levels)
 
-    def _walk(self, rows: tuple[RootRow, ...], first: int, known: list[Claims], strict: bool) -> Walk:
+    def _walk(self, rows: tuple[RootRow, ...], first: int, known: Levels, strict: bool) -> Walk:
         def name(owner: int) -> str:
             return rows[owner - first].name
 
@@ -210,19 +220,26 @@ class _Run:
             if row.id is not None:
                 tops.append(claim(row.id, row.items, row.refs, owner))
             if row.subtrees:
-                ids = self._part(row, 'subtrees')
-                tops.append(claim(ids, UNKNOWN, UNKNOWN, owner))
+                for ids in self._parts(row, 'subtrees'):
+                    tops.append(claim(ids, UNKNOWN, UNKNOWN, owner))
         walk = Walk(self.reader, known, name, not strict, self._missing if strict else None, self._tick)
         walk.run(tops)
         self._known += len(walk.levels[0])
         return walk
 
-    def _part(self, row: RootRow, kind: str) -> bytes:
-        ids = b''.join(part_ids(self.reader.query, row.number, kind))
-        expected = row.chunks if kind == 'chunks' else row.subtrees
-        if len(ids) != expected * limits.ID_BYTES:
-            raise Unavailable(f'{row.name} has changed while the recount ran')
-        return ids
+    def _parts(self, row: RootRow, kind: str) -> Iterator[bytes]:
+        """Yield the ids of a request that has no tree, some thousands at a time."""
+        seen = 0
+        part: list[bytes] = []
+        for ids in part_ids(self.reader.query, row.number, kind):
+            part.append(ids)
+            seen += len(ids) // limits.ID_BYTES
+            if len(part) >= limits.COLLECT_PARTS:
+                yield b''.join(part)
+                part = []
+        yield b''.join(part)
+        if seen != (row.chunks if kind == 'chunks' else row.subtrees):
+            raise Corrupt(f'{row.name} has changed since the horizon: it names {seen} {kind}')
 
     # --- candidates --------------------------------------------------------------------------------------
     def gather(self) -> None:
@@ -231,14 +248,18 @@ class _Run:
             text = 'SELECT id FROM chunk WHERE epoch <= ? ORDER BY id'
             for rows in self.reader.rows(text, (self.spec.expected.epoch,)):
                 self.candidates.add(to_array(b''.join([row[0] for row in rows])), 0)
-        walk = self._walk(self.requests, 0, self._alive, strict=True)
+        # What only passing roots reach is gone into: it must not be forgotten when these have passed.
+        walk = self._walk(self.requests, 0, self._lasting.levels, strict=True)
+        for met in walk.met:
+            np.add.at(self._kept[:, 2], met.owners.astype(np.intp), met.refs + 1)
         for claims in walk.levels:
             self.candidates.add(claims.ids, claims.owners)
         for ids, owners, _ in walk.leaves():
             self.candidates.add(ids, owners)
         for owner, row in enumerate(self.requests):
             if row.chunks:
-                self.candidates.add(to_array(self._part(row, 'chunks')), owner)
+                for part in self._parts(row, 'chunks'):
+                    self.candidates.add(to_array(part), owner)
         # The positive control. Nobody asked for these; a recount that does not find them alive is blind.
         self.candidates.add(self._control, len(self.requests))
         self.candidates.finish()
@@ -249,7 +270,7 @@ class _Run:
         trips = self._quarantined_only()
         scan = self._scan_pays()
         controls = 0
-        self._known += (len(self.candidates.counts) > 1) * len(self._strict.levels[0])
+        self._known += (len(self.candidates.counts) > 1) * len(self._lasting.levels[0])
         for number, (parts, prefixes) in enumerate(self.candidates.groups()):
             self._mark(prefixes, trips if number == 0 else None)
             if self.alarms:
@@ -270,18 +291,19 @@ class _Run:
             prefixes.mark(claims.ids[:, 0], claims.owners)
         for owner, row in enumerate(self.roots):
             if row.chunks:
-                ids = to_array(self._part(row, 'chunks'))
-                prefixes.mark(ids[:, 0], np.uint32(owner))
-                if trips is not None and owner < self.firm:
-                    self._trip(trips, ids, np.full(len(ids), owner, dtype=np.uint32))
-        for walk in (self._strict, self._resting):
+                for part in self._parts(row, 'chunks'):
+                    ids = to_array(part)
+                    prefixes.mark(ids[:, 0], np.uint32(owner))
+                    if trips is not None and owner < self.firm:
+                        self._trip(trips, ids, np.full(len(ids), owner, dtype=np.uint32))
+        for walk in (self._lasting, self._passing, self._resting):
             references = walk.branch_refs
             items = 0
             for ids, owners, count in walk.leaves():
                 prefixes.mark(ids[:, 0].copy(), owners)
                 references += len(ids)
                 items += count
-                if trips is not None and walk is self._strict:
+                if trips is not None and walk is not self._resting:
                     self._trip(trips, ids, owners)
             if first:
                 self.references += references
@@ -302,7 +324,7 @@ class _Run:
         _add(self._kept, kept, sizes[~gone])
         _add(self._freed, requests[gone].astype(np.intp), sizes[gone])
         self.condemned.add(ids[gone])
-        back = ~gone & (keepers >= self.firm)
+        back = ~gone & (keepers >= self.lasting)
         self._back += (int(back.sum()), int(sizes[back].sum()))
         self.returned.add(ids[back])
         return count
@@ -388,7 +410,7 @@ class _Run:
     def result(self) -> Recount:
         """Return what was found; with an alarm, nothing is condemned."""
         quiet = not self.alarms
-        walks = (self._strict, self._resting) if quiet else ()
+        walks = (self._lasting, self._passing, self._resting) if quiet else ()
         freed = self._freed if quiet else self._freed * 0
         return Recount(
             horizon=self.spec.expected.epoch,
@@ -438,7 +460,7 @@ def _add(table: Numbers, owners: Numbers, sizes: Numbers) -> None:
 def _shares(rows: tuple[RootRow, ...], table: Numbers) -> tuple[Share, ...]:
     counts = table.tolist()
     return tuple(
-        Share(row.kind, row.number, row.name, chunks, size)
-        for row, (chunks, size) in zip(rows, counts, strict=False)
-        if chunks
+        Share(row.kind, row.number, row.name, chunks, size, shared)
+        for row, (chunks, size, shared) in zip(rows, counts, strict=False)
+        if chunks or shared
     )

@@ -19,11 +19,11 @@ from snapfs.collect.idsets import (
     Ids,
     Owners,
     claim,
+    divide,
     no_claims,
     settle,
     to_array,
     to_bytes,
-    without,
 )
 from snapfs.collect.reading import Places, StoreReader
 from snapfs.errors import Corrupt
@@ -70,6 +70,7 @@ class Walk:
         self._tick = tick
         self._leaf_places: Places | None = None
         self.levels = no_levels()
+        self.met: list[Claims] = []  # nodes in `known` that were come across, as `known` has them
         self.branches = 0
         self.branch_refs = 0
 
@@ -78,14 +79,14 @@ class Walk:
         pending: list[list[Claims]] = [[] for _ in range(LEVELS)]
         tops = settle(list(roots))
         for known in self._known:
-            tops = without(tops, known)
+            tops = self._unknown(tops, known)
         # A row does not say how high its tree is; the top node does. It is read again with its level.
         for position, plain in self._nodes(tops, self._locate(tops)):
             header = peek_header(plain)
             self._check(tops, position, header, header.level)
             pending[header.level].append(tops.take(np.array([position])))
         for level in range(LEVELS - 1, 0, -1):
-            claims = without(settle(pending[level]), self._known[level])
+            claims = self._unknown(settle(pending[level]), self._known[level])
             pending[level] = []
             self.levels[level] = claims
             for position, plain in self._nodes(claims, self._locate(claims)):
@@ -98,7 +99,14 @@ class Walk:
                 owner = int(claims.owners[position])
                 children = b''.join(node.children)
                 pending[level - 1].append(claim(children, node.child_items, node.child_refs, owner))
-        self.levels[0] = without(settle(pending[0]), self._known[0])
+        self.levels[0] = self._unknown(settle(pending[0]), self._known[0])
+
+    def _unknown(self, claims: Claims, known: Claims) -> Claims:
+        """Return what is not known; note what is, and is not gone into."""
+        claims, met = divide(claims, known)
+        if len(met):
+            self.met.append(met)
+        return claims
 
     def leaves(self) -> Iterator[tuple[Ids, Owners, int]]:
         """Yield what the leaves refer to, many at a time: (ids, owner of each, items in these leaves).

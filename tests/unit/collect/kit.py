@@ -180,13 +180,13 @@ class Kit:
         }
         return RecountSpec(**(values | changes))  # type: ignore[arg-type]
 
-    def reach(self, top: bytes | None) -> set[bytes]:
-        """Everything below a node, itself included, found by decoding every item."""
+    def reach(self, top: bytes | None, stop: frozenset[bytes] | set[bytes] = frozenset()) -> set[bytes]:
+        """Everything below a node, itself included, found by decoding every item; not beyond `stop`."""
         found: set[bytes] = set()
         todo = [] if top is None else [top]
         while todo:
             id = todo.pop()
-            if id in found:
+            if id in found or id in stop:
                 continue
             found.add(id)
             node = decode_node(self.store.chunks.get(id))
@@ -196,12 +196,14 @@ class Kit:
                 found.update(node.value(n)[-1] for n in range(len(node.keys)) if _refers(node, n))
         return found
 
-    def reach_of_request(self, row: RequestRow) -> set[bytes]:
-        """Everything that a request reaches."""
+    def reach_of_request(
+        self, row: RequestRow, stop: frozenset[bytes] | set[bytes] = frozenset()
+    ) -> set[bytes]:
+        """Everything that a request reaches, not beyond `stop`."""
         if row.kind in ('snapshot', 'volume'):
-            return self.reach(row.root)
+            return self.reach(row.root, stop)
         part = self.store.registry.request_part(row.number)
-        return set(part.chunks).union(*(self.reach(id) for id in part.subtrees))
+        return set(part.chunks).union(*(self.reach(id, stop) for id in part.subtrees))
 
     def alive(self, without: Iterable[int] = ()) -> set[bytes]:
         """Everything that a root reaches, these requests left out."""
@@ -215,6 +217,28 @@ class Kit:
         for (root,) in self.store.catalog.query('SELECT root FROM canary'):
             found |= self.reach(root)
         return found
+
+    def alive_but(self, snapshots: Iterable[int]) -> set[bytes]:
+        """Everything that a root reaches, these snapshots left out."""
+        rows = [row for row in self.store.registry.snapshots() if row.number not in set(snapshots)]
+        found = set().union(*(self.reach(row.root) for row in [*rows, *self.store.registry.volumes()]))
+        for request in self.requests():
+            found |= self.reach_of_request(request)
+        for (root,) in self.store.catalog.query('SELECT root FROM canary'):
+            found |= self.reach(root)
+        return found
+
+    def alive_nodes_of_trees(self, without: Iterable[int]) -> set[bytes]:
+        """The nodes that a recount without these requests reads: what requests name alone is not walked."""
+        gone = set(without)
+        tops = [row.root for row in [*self.store.registry.volumes(), *self.store.registry.snapshots()]]
+        tops += [row[0] for row in self.store.catalog.query('SELECT root FROM canary')]
+        for request in self.requests():
+            if request.number not in gone:
+                tops += [request.root, *self.store.registry.request_part(request.number).subtrees]
+        reached = set().union(*(self.reach(top) for top in tops))
+        nodes = {row[0] for row in self.store.catalog.query('SELECT id FROM chunk WHERE kind = 2')}
+        return reached & nodes
 
     def condemned(self, requests: Iterable[int]) -> set[bytes]:
         """What a recount of these requests has to condemn."""
