@@ -125,6 +125,7 @@ SESSION_TASKS_IDLE = 8  # workers kept waiting
 SESSION_TASKS_MAX = 64  # requests that may sleep in handlers at a time; more wait in the kernel
 
 DAMAGE_REPORTS_MAX = 1000
+UNREADABLE_CHUNKS_MAX = 100_000  # remembered, so that lost bytes which are written again are stored anew
 
 # --- the mount -------------------------------------------------------------------------------------------
 KERNEL_CACHE_SECONDS = 1e9  # 'without time limit' for the kernel's caches

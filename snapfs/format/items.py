@@ -12,14 +12,16 @@ Specification. A value is a msgpack array; the key (keys.py) says of which kind:
   of 3: name (bin, 1 to 255 bytes, no '/' and no NUL, neither '.' nor '..'), inode number, type (the upper
   four bits of its mode).
 - EXTENT: 2 elements: length (bytes, 1 to 131,072), position in the node's refs table. The chunk there is a
-  data chunk of exactly that length: an extent is one whole chunk. What no extent covers is a hole, and
-  reads as zeros.
+  data chunk of exactly that length: an extent is one whole chunk. Or 4 elements: length, skip,
+  length of the chunk (bytes), position: the extent is the part of its chunk that begins at skip. Only what
+  was left of a chunk that could not be read when bytes beside were written over looks so; it can be read
+  again when the chunk can. What no extent covers is a hole, and reads as zeros.
 - XATTR: either 2 elements: 0, the value (bin, at most 1,024 bytes); or 3 elements: 1, length of the value
   (1,025 to 65,536), position in the node's refs table of a data chunk that holds it.
 - ORPHAN: 0 elements.
 
-In memory and in the journal, the 32-byte id stands where a node has the position: EXTENT (length, id),
-XATTR (1, length, id).
+In memory and in the journal, the 32-byte id stands where a node has the position: EXTENT (length, id) or
+(length, skip, length of the chunk, id), XATTR (1, length, id). The reference is always the last element.
 """
 
 from __future__ import annotations
@@ -67,7 +69,10 @@ ENTRY_FIELDS = 3
 
 # Positions in an EXTENT value, and in the two forms of an XATTR value.
 EXTENT_LENGTH = 0
-EXTENT_REF = 1
+EXTENT_SKIP = 1  # of the longer form
+EXTENT_WHOLE = 2
+EXTENT_FIELDS = 2
+EXTENT_PART_FIELDS = 4
 XATTR_FORM = 0
 XATTR_INLINE = 1
 XATTR_LENGTH = 1
@@ -115,6 +120,7 @@ _INODE_RANGES = (
 _INODE_SIZE = 84
 _ENTRY_SIZE = 9
 _EXTENT_SIZE = 1 + 5 + 3 + limits.ID_BYTES
+_PART_SIZE = 2 * 5
 _XATTR_CHUNK_SIZE = 1 + 1 + 5 + 3 + limits.ID_BYTES
 _KEY_OVERHEAD = 3
 
@@ -123,7 +129,7 @@ def ref_of(key: bytes, value: Value) -> bytes | None:
     """Return the chunk id that an in-memory value refers to, or None. The item must be a checked one."""
     kind = key[KIND_POSITION]
     if kind == EXTENT:
-        return value[EXTENT_REF]  # type: ignore[no-any-return]
+        return value[-1]  # type: ignore[no-any-return]
     if kind == XATTR and value[XATTR_FORM]:
         return value[XATTR_REF]  # type: ignore[no-any-return]
     return None
@@ -137,7 +143,7 @@ def item_size(key: bytes, value: Value) -> int:
     kind = key[KIND_POSITION]
     size = len(key) + _KEY_OVERHEAD
     if kind == EXTENT:
-        return size + _EXTENT_SIZE
+        return size + _EXTENT_SIZE + (_PART_SIZE if len(value) > EXTENT_FIELDS else 0)
     if kind == INODE:
         return size + _INODE_SIZE + len(value[INODE_TARGET])
     if kind == DIRENT:
@@ -212,13 +218,18 @@ def _dirent_oddity(key: bytes, value: Value) -> str | None:
 
 
 def _extent_oddity(key: bytes, value: Value) -> str | None:
-    if len(value) != 2:
+    if len(value) not in (EXTENT_FIELDS, EXTENT_PART_FIELDS):
         return f'of {len(value)} fields'
-    length, id = value
+    length, id = value[0], value[-1]
     if not _is_int(length, 1, limits.PLAIN_BYTES_MAX):
         return 'with an impossible length'
     if suffix_number(key) + length > limits.FILE_BYTES_MAX:
         return 'beyond the largest file'
+    if len(value) == EXTENT_PART_FIELDS:
+        if not _is_int(value[EXTENT_WHOLE], length + 1, limits.PLAIN_BYTES_MAX):
+            return 'with an impossible length of its chunk'
+        if not _is_int(value[EXTENT_SKIP], 0, value[EXTENT_WHOLE] - length):
+            return 'with an impossible skip'
     return None if _is_bytes(id, limits.ID_BYTES, limits.ID_BYTES) else 'without a chunk id'
 
 

@@ -98,7 +98,7 @@ class Leaf:
         value = self.values[index]
         kind = self.keys[index][KIND_POSITION]
         if kind == EXTENT:
-            return value[0], self._ref(value[1])
+            return *value[:-1], self._ref(value[-1])
         if kind == XATTR and value[0]:
             return value[0], value[1], self._ref(value[2])
         return value
@@ -115,8 +115,8 @@ class Leaf:
         for index, key in enumerate(self.keys):
             kind = key[KIND_POSITION]
             if kind == EXTENT:
-                length, position = values[index]
-                values[index] = (length, ids[position])
+                value = values[index]
+                values[index] = (*value[:-1], ids[value[-1]])
             elif kind == XATTR and values[index][0]:
                 form, length, position = values[index]
                 values[index] = (form, length, ids[position])
@@ -205,9 +205,9 @@ def encode_leaf(keys: Sequence[bytes], values: Sequence[Value]) -> bytes:
     for index, key in enumerate(keys):
         kind = key[KIND_POSITION]
         if kind == EXTENT:
-            length, id = values[index]
-            stream[2 * index + 1] = (length, len(table))
-            table.append(id)
+            value = values[index]
+            stream[2 * index + 1] = (*value[:-1], len(table))
+            table.append(value[-1])
         elif kind == XATTR and values[index][0]:
             form, length, id = values[index]
             stream[2 * index + 1] = (form, length, len(table))
@@ -309,7 +309,7 @@ def _check_values(keys: list[bytes], values: list[Value], refs: int) -> None:
             good = len(key) == _LONG_KEY_BYTES and len(value) > 0
             entries += value
         elif kind == EXTENT:
-            good = len(key) == _LONG_KEY_BYTES and len(value) == 2 and value[1] == position
+            good = len(key) == _LONG_KEY_BYTES and len(value) in (2, 4) and value[-1] == position
             numbers += value
             position += 1
         elif kind == XATTR:

@@ -77,6 +77,9 @@ class ChunkStore:
         self._plains = ByteCache(limits.CHUNK_CACHE_BYTES)
         self._locations: CountCache[bytes, Location] = CountCache(limits.LOCATION_CACHE_ENTRIES)
         self._files: CountCache[int, PackFile] = CountCache(limits.PACK_FILES_OPEN_MAX)
+        # Found missing or wrong by the last read of each. What is put again under the same id is shared with
+        # that, so whoever puts looks here first.
+        self.unreadable: set[bytes] = set()
         self.put_bytes = 0  # plain bytes given to put_batch
         self.new_bytes = 0  # of these, plain bytes that were not there already
         self.stored_bytes = 0  # bytes appended to packs
@@ -376,7 +379,10 @@ class ChunkStore:
             except Corrupt as error:
                 text = f'chunk {id.hex()} in pack {file.name.hex()} at offset {location.offset}: {error}'
                 log.error('%s', text)
+                self._note_unreadable(id)
                 raise Corrupt(text) from error
+            if self.unreadable:
+                self.unreadable.discard(id)
             found[id] = plain
             if header.kind == RecordKind.DATA:
                 self._plains.put(id, plain)
@@ -391,7 +397,12 @@ class ChunkStore:
                     [(location, id)], location.offset + HEADER_BYTES + location.stored_length, found, True
                 )
             except _Gone:
+                self._note_unreadable(id)
                 raise Corrupt(f'chunk {id.hex()} is lost: {gone}') from gone
+
+    def _note_unreadable(self, id: bytes) -> None:
+        if len(self.unreadable) < limits.UNREADABLE_CHUNKS_MAX:
+            self.unreadable.add(id)
 
     def _file(self, number: int) -> PackFile:
         file = self._files.get(number)

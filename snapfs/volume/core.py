@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import trio
 
 from snapfs import limits
-from snapfs.errors import Latched, Refused, SnapfsError
+from snapfs.errors import Corrupt, Latched, Refused, SnapfsError
 from snapfs.format import keys
+from snapfs.format.ids import chunk_id
 from snapfs.format.records import RecordKind
 from snapfs.store.store import Store
 from snapfs.volume.cutter import Cutter
@@ -176,14 +177,37 @@ class Core:
 
     def _put_regions(self, regions: Sequence[Buffer]) -> list[list[tuple[int, bytes]]]:
         cuts = [self._cutter.cut(region) for region in regions]
-        plains = [plain for cut in cuts for plain in cut]
+        if self.store.chunks.unreadable:
+            cuts = [[part for plain in cut for part in self._readable(plain)] for cut in cuts]
+        ids = iter(self._put([plain for cut in cuts for plain in cut]))
+        return [[(len(plain), next(ids)) for plain in cut] for cut in cuts]
+
+    def _readable(self, plain: memoryview) -> list[memoryview]:
+        """Return parts of a chunk that are none of those known to be lost: whoever writes lost bytes again
+        must not be given the lost copy. A single byte cannot be parted.
+        """
+        if len(plain) == 1 or chunk_id(RecordKind.DATA, plain) not in self.store.chunks.unreadable:
+            return [plain]
+        middle = len(plain) // 2
+        return self._readable(plain[:middle]) + self._readable(plain[middle:])
+
+    def _put(self, plains: Sequence[Buffer]) -> list[bytes]:
         try:
-            ids = iter(self.store.chunks.put_batch(RecordKind.DATA, plains))
+            return self.store.chunks.put_batch(RecordKind.DATA, plains)
         except Refused as error:
             if error.errno != errno.ENOSPC or not self.store.give_up_reserve():
                 raise
-            ids = iter(self.store.chunks.put_batch(RecordKind.DATA, plains))
-        return [[(len(plain), next(ids)) for plain in cut] for cut in cuts]
+            return self.store.chunks.put_batch(RecordKind.DATA, plains)
+
+    def put_whole(self, plain: bytes) -> bytes:
+        """Store one chunk, uncut, and return its id. On the event loop: for a few KiB.
+
+        Errors as `put_regions`; Corrupt when just these bytes are lost: a new copy would be shared with that.
+        """
+        with self.latching():
+            if chunk_id(RecordKind.DATA, plain) in self.store.chunks.unreadable:
+                raise Corrupt('the same bytes are stored already, and cannot be read')
+            return self._put([plain])[0]
 
     def report_damage(self, what: str, view: int) -> None:
         """Record and log that bytes on disk are not what was written; readers of other bytes go on (P7).
@@ -194,7 +218,10 @@ class Core:
         known = view in self.damaged.values()
         self.damaged[what] = view
         if view and not known and self.budget.stopped is None:
-            self.store.registry.mark_damaged(view, self.world.time_ns())
+            try:
+                self.store.registry.mark_damaged(view, self.world.time_ns())
+            except Refused as error:  # a full disk: neither the reader nor the flush that found it may fail
+                log.warning('not recorded in the catalog: %s', error)
 
     @contextmanager
     def latching(self) -> Iterator[None]:

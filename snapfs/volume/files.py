@@ -22,7 +22,7 @@ from snapfs.volume.buffer import Buffer
 from snapfs.volume.core import Core
 from snapfs.volume.inode import HAS_XATTRS, Inode
 from snapfs.volume.memtable import OFFSET_END, Layer
-from snapfs.volume.view import View, root_of
+from snapfs.volume.view import Extent, View, bytes_of, extent_of, root_of
 
 _EXTENT = int(ItemKind.EXTENT)
 _XATTR = int(ItemKind.XATTR)
@@ -167,8 +167,8 @@ class Files(View):
         )
         head = b''
         if across:
-            offset, _, chunk_id = across[0]
-            head = (await self.core.chunk(chunk_id))[: size - offset]
+            extent = across[0]
+            head = bytes_of(extent, await self.core.chunk(extent[2]))[: size - extent[0]]
         removed = await self._allocated_from(inode, size) if size else inode.allocated
         if not inode.allocated:
             across, head = [], b''  # emptied meanwhile: what was read must not come back
@@ -190,11 +190,11 @@ class Files(View):
             window = await self._extents_page(inode.ino, position, inode.size)
             if not window:
                 break
-            total += sum(offset + length - max(offset, position) for offset, length, _ in window)
+            total += sum(offset + length - max(offset, position) for offset, length, *_ in window)
             position = window[-1][0] + window[-1][1]
         return total
 
-    async def _extents_page(self, ino: int, start: int, end: int) -> list[tuple[int, int, bytes]]:
+    async def _extents_page(self, ino: int, start: int, end: int) -> list[Extent]:
         """Return the next extents that hold bytes at or behind `start`: what lies across it, then about a
         page.
         """
@@ -203,11 +203,11 @@ class Files(View):
         page = await self._merged_extents(ino, behind, end)
         return across + page
 
-    async def _merged_extents(self, ino: int, start: int, end: int) -> list[tuple[int, int, bytes]]:
+    async def _merged_extents(self, ino: int, start: int, end: int) -> list[Extent]:
         if start >= end:
             return []
         found = await self._merged(ino, _EXTENT, start - 1, keys.extent_key(ino, start), limits.EXTENTS_PAGE)
-        return [(offset, value[0], value[1]) for offset, value in found if offset < end]
+        return [extent_of(offset, value) for offset, value in found if offset < end]
 
     def _cut(self, inode: Inode, start: int, removed: int, keep_buffer_to: int = 0) -> None:
         """Delete the extents from `start` on and the buffered bytes from `keep_buffer_to` on. No await."""
@@ -289,8 +289,8 @@ class Files(View):
         # A value too long to stand inline is a chunk. It is put now, so that the item can name it.
         if len(value) > limits.XATTR_INLINE_BYTES_MAX:
             async with self.core.flush_lock:
-                chunk_id = (await self.core.put_regions([value]))[0][0][1]
-                self._xattr_store(inode, name, value, (1, len(value), chunk_id))
+                # Whole: the item names one chunk.
+                self._xattr_store(inode, name, value, (1, len(value), self.core.put_whole(value)))
         else:
             self._xattr_store(inode, name, value, (0, value))
 

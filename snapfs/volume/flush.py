@@ -1,11 +1,13 @@
 """L4 flush: from buffered bytes to chunks in packs and EXTENT items. Event loop; cutting and storing in a
 thread.
 
-One flush at a time, under `core.flush_lock`. A flush freezes buffers (no await: all of them as of one
-moment), widens
-their dirty runs to the extents they touch, and cuts each region anew. While it runs, readers look through the
-frozen
-buffer and writers fill a new one; whoever wants to shorten such a file waits for the lock.
+One flush at a time, under `core.flush_lock`. A flush freezes buffers (no await: all as of one moment),
+widens their dirty runs to the extents they touch, and cuts each region anew. While it runs, readers look
+through the frozen buffer and writers fill a new one; whoever wants to shorten such a file waits for the lock.
+
+Where such an extent cannot be read, what is written over it stands alone, and what is left of it goes on
+naming its part of the chunk. So no flush, fsync or other file waits for bytes that may never come back;
+no zeros stand in for them; and should the chunk come back, so do they.
 """
 
 from __future__ import annotations
@@ -15,16 +17,23 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from snapfs import limits
-from snapfs.errors import Refused
+from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError
 from snapfs.format.keys import ItemKind
+from snapfs.volume.buffer import Range, subtract_range
 from snapfs.volume.core import Core
 from snapfs.volume.files import Files
 from snapfs.volume.head import Head
 from snapfs.volume.inode import Inode
 from snapfs.volume.memtable import OFFSET_END, Layer
-from snapfs.volume.view import Extent
+from snapfs.volume.view import Extent, bytes_of, is_part
 
 _EXTENT = int(ItemKind.EXTENT)
+
+# A chunk that is missing or wrong, or in a pack that may not be read.
+UNREADABLE = (Corrupt, Invalid)
+
+Stretch = tuple[int, bytes | bytearray | memoryview]  # offset in the file, bytes
+Cut = list[tuple[int, bytes]]  # length and id of each chunk
 
 BATCH_BYTES = 4 * limits.MIB
 # A run of one file is cut in regions no longer than this, so that memory is bounded whatever the run.
@@ -39,6 +48,7 @@ class Region:
     start: int
     end: int
     old: list[Extent] = field(default_factory=list)
+    kept: list[Extent] = field(default_factory=list)  # what is left of those that cannot be read
     last: bool = False  # the last region of its inode
 
 
@@ -138,7 +148,8 @@ async def _widened(head: Files, inode: Inode, start: int, end: int) -> Region:
     old = [
         extent
         for extent in found
-        if (extent[0] < end and extent[0] + extent[1] > start) or extent[1] < limits.CHUNK_BYTES_MIN
+        if (extent[0] < end and extent[0] + extent[1] > start)
+        or (extent[1] < limits.CHUNK_BYTES_MIN and not is_part(extent))
     ]
     if old:
         start = min(start, old[0][0])
@@ -147,38 +158,73 @@ async def _widened(head: Files, inode: Inode, start: int, end: int) -> Region:
 
 
 async def _store_batch(core: Core, job: Job, batch: list[Region]) -> None:
-    plains = [await _contents(core, region) for region in batch]
-    pieces = await core.put_regions(plains)
-    for region, cut in zip(batch, pieces, strict=True):
-        _apply(core, job, region, cut)
+    stretches = [await _contents(core, job.head, region) for region in batch]
+    pieces = iter(await core.put_regions([plain for found in stretches for _, plain in found]))
+    for region, found in zip(batch, stretches, strict=True):
+        _apply(core, job, region, [(start, len(plain), next(pieces)) for start, plain in found])
 
 
-async def _contents(core: Core, region: Region) -> bytes | bytearray | memoryview:
-    """Return the bytes of a region: what is buffered over what was there."""
+async def _contents(core: Core, head: Head, region: Region) -> list[Stretch]:
+    """Return the bytes of a region, what is buffered over what was there: one stretch, unless some of what
+    was there cannot be read.
+    """
     frozen = region.inode.flushing
     assert frozen is not None
     whole = frozen.whole(region.start, region.end)
     if whole is not None:
-        return whole
+        return [(region.start, whole)]
     result = bytearray(region.end - region.start)
     clean = [extent for extent in region.old if not frozen.covers(extent[0], extent[0] + extent[1])]
-    plains = await core.chunks_of([extent[2] for extent in clean])
-    for (offset, length, _), plain in zip(clean, plains, strict=True):
-        assert len(plain) == length, 'an extent is one whole chunk'
-        result[offset - region.start : offset - region.start + length] = plain
+    holes: list[Range] = []
+    try:
+        plains = await core.chunks_of([extent[2] for extent in clean])
+        for extent, plain in zip(clean, plains, strict=True):
+            _lay(result, region, extent, plain)
+    except UNREADABLE:
+        for extent in clean:
+            try:
+                _lay(result, region, extent, await core.chunk(extent[2]))
+            except UNREADABLE as error:
+                holes += _keep(head, region, extent, error)
     frozen.copy_into(result, region.start)
-    return result
+    view, stretches = memoryview(result), [(region.start, region.end)]
+    for start, end in holes:
+        stretches = subtract_range(stretches, start, end)
+    return [(start, view[start - region.start : end - region.start]) for start, end in stretches]
 
 
-def _apply(core: Core, job: Job, region: Region, cut: list[tuple[int, bytes]]) -> None:
-    """Put the extents of a region into the layer in place of the old ones. No await."""
+def _lay(result: bytearray, region: Region, extent: Extent, chunk: bytes) -> None:
+    start = extent[0] - region.start
+    result[start : start + extent[1]] = bytes_of(extent, chunk)
+
+
+def _keep(head: Head, region: Region, extent: Extent, error: SnapfsError) -> list[Range]:
+    """Note what is left of an extent that cannot be read; return the ranges of the file that this is."""
+    inode, (offset, length, chunk_id, skip, whole) = region.inode, extent
+    head.core.report_damage(f'{head.name}, inode {inode.ino}: {error}', head.number)
+    assert inode.flushing is not None
+    left = [(offset, offset + length)]
+    for start, end in inode.flushing.runs():
+        left = subtract_range(left, start, end)
+    region.kept += [(start, end - start, chunk_id, skip + start - offset, whole) for start, end in left]
+    return left
+
+
+def _apply(core: Core, job: Job, region: Region, stored: list[tuple[int, int, Cut]]) -> None:
+    """Put the extents of a region into the layer in place of the old ones. `stored`: of each stretch its
+    offset, length and chunks. No await.
+    """
     inode, layer = region.inode, job.layer
-    new: dict[int, tuple[int, bytes] | None] = dict.fromkeys(offset for offset, _, _ in region.old)
-    position = region.start
-    for length, chunk_id in cut:
-        new[position] = (length, chunk_id)
-        position += length
-    assert position == region.end, 'a region was cut into more or fewer bytes than it has'
+    new: dict[int, tuple[int, bytes] | tuple[int, int, int, bytes] | None]
+    new = dict.fromkeys(extent[0] for extent in region.old)
+    for start, size, cut in stored:
+        position = start
+        for length, chunk_id in cut:
+            new[position] = (length, chunk_id)
+            position += length
+        assert position == start + size, 'a region was cut into more or fewer bytes than it has'
+    for start, length, chunk_id, skip, whole in region.kept:
+        new[start] = (length, skip, whole, chunk_id)
     for offset, value in new.items():
         layer.put(inode.ino, _EXTENT, offset, value)
     inode.allocated += region.end - region.start - sum(extent[1] for extent in region.old)

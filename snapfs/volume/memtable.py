@@ -78,7 +78,7 @@ class Layer:
         if kind == _EXTENT_SHIFTED:
             old = table.get(suffix)
             if old is not None:
-                self.superseded.append(old[1])
+                self.superseded.append(old[-1])
             self.offsets.pop(ino, None)
         elif kind == _XATTR and suffix in table:
             self._supersede(kind, (table[suffix],))
@@ -114,7 +114,7 @@ class Layer:
 
     def _supersede(self, kind: int, values: Any) -> None:
         if kind == ItemKind.EXTENT:
-            self.superseded.extend(value[1] for value in values if value is not None)
+            self.superseded.extend(value[-1] for value in values if value is not None)
         elif kind == ItemKind.XATTR:
             self.superseded.extend(value[2] for value in values if value is not None and value[0] == 1)
 

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from snapfs import limits
 from snapfs.errors import Corrupt, Refused
 from snapfs.format import keys
+from snapfs.format.items import EXTENT_FIELDS
 from snapfs.format.keys import ItemKind
 from snapfs.store.rows import RequestRow, SnapshotRow, VolumeRow
 from snapfs.tree import NotCached, Root, get, range_page
@@ -25,7 +26,8 @@ from snapfs.volume.memtable import ABSENT, KEY_OF_KIND, Layer
 if TYPE_CHECKING:
     from snapfs.volume.core import Core
 
-Extent = tuple[int, int, bytes]  # offset, length, chunk id
+# Offset, length, chunk id, skip, length of the chunk: the part of its chunk that begins at skip.
+Extent = tuple[int, int, bytes, int, int]
 
 _DIRENT = int(ItemKind.DIRENT)
 _EXTENT = int(ItemKind.EXTENT)
@@ -296,10 +298,20 @@ class View:
         page = await self._merged(inode.ino, _XATTR, b'', low, limits.XATTRS_PER_INODE_MAX)
         result: dict[bytes, bytes] = {}
         for name, value in page:
-            result[name] = value[1] if value[0] == 0 else await self.core.chunk(value[2])
+            result[name] = value[1] if value[0] == 0 else await self._long_value(inode, value)
         if inode.xattrs is None:
             inode.xattrs = result
         return inode.xattrs
+
+    async def _long_value(self, inode: Inode, value: Any) -> bytes:
+        try:
+            plain = await self.core.chunk(value[2])
+            if len(plain) != value[1]:
+                raise Corrupt(f'chunk {value[2].hex()} has {len(plain)} bytes, not the {value[1]} of a value')
+        except Corrupt as error:
+            self.core.report_damage(f'{self.name}, inode {inode.ino}, attributes: {error}', self.number)
+            raise
+        return plain
 
     async def xattr_get(self, inode: Inode, name: bytes) -> bytes | None:
         """Return the value of an extended attribute, or None."""
@@ -338,7 +350,7 @@ class View:
             layer.apply_cuts(ino, result)
             result.update(layer.extents(ino, low, end))
         found = [
-            (offset, value[0], value[1])
+            extent_of(offset, value)
             for offset, value in sorted(result.items())
             if value is not None and offset + value[0] > start
         ]
@@ -390,20 +402,41 @@ def root_of(row: SnapshotRow | VolumeRow | RequestRow) -> Root:
     return Root(row.root, row.root_items, row.root_refs)
 
 
+def extent_of(offset: int, value: Any) -> Extent:
+    """Return the extent that an EXTENT item is."""
+    if len(value) == EXTENT_FIELDS:
+        return offset, value[0], value[1], 0, value[0]
+    length, skip, whole, chunk_id = value
+    return offset, length, chunk_id, skip, whole
+
+
+def bytes_of(extent: Extent, chunk: bytes) -> bytes:
+    """Return the bytes of an extent from its chunk. Corrupt when the chunk is not as long as it says."""
+    _, length, chunk_id, skip, whole = extent
+    if len(chunk) != whole:
+        raise Corrupt(f'chunk {chunk_id.hex()} has {len(chunk)} bytes where an extent says {whole}')
+    return chunk if length == whole else chunk[skip : skip + length]
+
+
+def is_part(extent: Extent) -> bool:
+    """Return whether an extent is what was left of a chunk that could not be read."""
+    return extent[1] != extent[4]
+
+
 def assemble(found: Sequence[Extent], plains: Sequence[bytes], start: int, end: int) -> bytes:
     """Return the bytes of [start, end) from extents and their chunks; what lies between them is zero."""
     if len(found) == 1:
-        offset, length, _ = found[0]
+        offset, length = found[0][:2]
         if offset <= start and end <= offset + length:
-            plain = plains[0]
+            plain = bytes_of(found[0], plains[0])
             return (
                 plain if offset == start and end == offset + length else plain[start - offset : end - offset]
             )
     parts: list[bytes | memoryview] = []
     position = start
-    for (offset, length, chunk_id), plain in zip(found, plains, strict=True):
-        if len(plain) != length:
-            raise Corrupt(f'chunk {chunk_id.hex()} has {len(plain)} bytes where an extent says {length}')
+    for extent, chunk in zip(found, plains, strict=True):
+        offset, length = extent[:2]
+        plain = bytes_of(extent, chunk)
         if offset > position:
             parts.append(bytes(offset - position))
             position = offset

@@ -36,6 +36,11 @@ ITEMS: list[tuple[bytes, Any]] = [
     (keys.inode_key((1 << 40) - 1), LINK_VALUE),
 ]
 LEAF = ([key for key, _ in ITEMS], [value for _, value in ITEMS])
+PARTS: list[tuple[bytes, Any]] = [
+    (keys.extent_key(16, 0), (4096, 0, 131_072, IDS[0])),
+    (keys.extent_key(16, 4096), (100, IDS[1])),
+    (keys.extent_key(16, 4196), (126_876, 4196, 131_072, IDS[0])),
+]
 BRANCH = (2, [b'', ITEMS[1][0], ITEMS[4][0]], IDS[:3], [3, 70_000, 1 << 33], [0, 300, 1 << 34])
 ENTRIES = [
     packs.PackEntry(IDS[0], 48, 1000, 1000, Codec.PLAIN),
@@ -101,6 +106,13 @@ def decode_leaf(data: bytes) -> Any:
     return leaf.keys, leaf.values_with_ids()
 
 
+def decode_parts(data: bytes) -> Any:
+    leaf = nodes.decode_node(data)
+    assert isinstance(leaf, nodes.Leaf)
+    assert leaf.ref_ids() == [IDS[0], IDS[1], IDS[0]]
+    return [(key, leaf.value(position)) for position, key in enumerate(leaf.keys)]
+
+
 def decode_branch(data: bytes) -> Any:
     branch = nodes.decode_node(data)
     assert isinstance(branch, nodes.Branch)
@@ -135,6 +147,11 @@ GOLDEN: dict[str, Golden] = {
     'record_plain': (encode_plain_record, decode_record, (1, ids.data_id(b'hello'), b'hello')),
     'record_zstd': (None, decode_record, (2, ids.node_id(TEXT), TEXT)),
     'leaf': (lambda: nodes.encode_leaf(*LEAF), decode_leaf, LEAF),
+    'leaf_parts': (
+        lambda: nodes.encode_leaf([key for key, _ in PARTS], [value for _, value in PARTS]),
+        decode_parts,
+        PARTS,
+    ),
     'branch': (lambda: nodes.encode_branch(*BRANCH), decode_branch, BRANCH),
     'journal_block': (
         lambda: journal.encode_journal_header(journal.JournalHeader(UUID, 1, 1 << 33)),

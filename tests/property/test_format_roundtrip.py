@@ -49,7 +49,8 @@ dirent_items = st.tuples(
 )
 extent_items = st.tuples(
     st.builds(keys.extent_key, ino, st.integers(0, limits.FILE_BYTES_MAX - limits.PLAIN_BYTES_MAX)),
-    st.tuples(st.integers(1, limits.PLAIN_BYTES_MAX), id32),
+    st.tuples(st.integers(1, limits.PLAIN_BYTES_MAX), id32)
+    | st.tuples(st.integers(1, 900), st.integers(0, 100), st.integers(1001, limits.PLAIN_BYTES_MAX), id32),
 )
 xattr_items = st.tuples(
     st.builds(keys.xattr_key, ino, st.binary(min_size=1, max_size=30).filter(lambda text: 0 not in text)),

@@ -34,7 +34,8 @@ def put_item(report: Report, key: bytes, value: Value, *before: object, **after:
         for name, ino, number in value:
             report.fact(*words, name=name, to=ino, type=TYPES.get(number, number), **after)
     elif kind == EXTENT:
-        report.fact(*words, bytes=value[0], chunk=value[1].hex(), **after)
+        part = dict(zip(('skip', 'whole'), value[1:-1], strict=False))
+        report.fact(*words, bytes=value[0], chunk=value[-1].hex(), **part, **after)
     elif kind == XATTR and value[0]:
         report.fact(*words, bytes=value[1], chunk=value[2].hex(), **after)
     elif kind == XATTR:

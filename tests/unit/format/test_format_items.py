@@ -117,6 +117,8 @@ GOOD: list[tuple[bytes, Any]] = [
     (keys.dirent_key(INO, 5), ((b'n' * 255, limits.INO_MAX, 12),)),
     (keys.extent_key(INO, 0), (1, ID)),
     (keys.extent_key(INO, limits.FILE_BYTES_MAX - 131_072), (131_072, ID)),
+    (keys.extent_key(INO, 0), (1, 0, 2, ID)),
+    (keys.extent_key(INO, 0), (1, 131_071, 131_072, ID)),
     (keys.xattr_key(INO, b'user.a'), (0, b'')),
     (keys.xattr_key(INO, b'user.a'), (0, b'v' * 1024)),
     (keys.xattr_key(INO, b'user.a'), (1, 1025, ID)),
@@ -190,6 +192,14 @@ BAD: list[tuple[int, object, str]] = [
     (3, (True, ID), 'length'),
     (3, (1, ID[:-1]), 'chunk id'),
     (3, (1, 0), 'chunk id'),
+    (3, (1, 0, ID), '3 fields'),
+    (3, (1, 0, 1, ID), 'length of its chunk'),
+    (3, (1, 0, 131_073, ID), 'length of its chunk'),
+    (3, (1, 0, None, ID), 'length of its chunk'),
+    (3, (1, -1, 9, ID), 'skip'),
+    (3, (1, 9, 9, ID), 'skip'),
+    (3, (1, True, 9, ID), 'skip'),
+    (3, (1, 0, 2, 0), 'chunk id'),
     (4, (), 'form'),
     (4, (False, b''), 'form'),
     (4, (2, b''), 'form'),
@@ -226,7 +236,7 @@ def test_an_extent_ends_within_the_largest_file_and_keys_are_bytes() -> None:
 
 def test_refs_stand_in_extents_and_large_xattrs_only() -> None:
     found = [ref_of(key, value) for key, value in GOOD]
-    assert found == [None] * 6 + [ID, ID] + [None] * 2 + [ID, ID] + [None]
+    assert found == [None] * 6 + [ID] * 4 + [None] * 2 + [ID, ID] + [None]
     assert set(items.REF_KINDS) == {ItemKind.EXTENT, ItemKind.XATTR}
 
 

@@ -117,6 +117,7 @@ BAD_LEAVES = {
     '1 items refer ': leaf(EXTENT, GOOD_ITEM[:0] or (KEYS[5], (0, b'')), refs=A + B),
     'wrong types': leaf((KEYS[3], (10.0, 0)), refs=A),
     'wrong types ': leaf((KEYS[3], (10, False)), refs=A),
+    'wrong types     ': leaf((KEYS[3], (10, 1.0, 20, 0)), refs=A),
     'wrong types  ': leaf((KEYS[5], (0, 5))),
     'wrong types   ': leaf((KEYS[5], (False, b''))),
     'wrong types    ': leaf((KEYS[5], (1, b'', 0)), refs=A),
@@ -152,6 +153,7 @@ BAD_BRANCHES = {
 
 def test_the_makers_of_bad_nodes_also_make_good_ones() -> None:
     assert isinstance(decode_node(leaf(GOOD_ITEM, EXTENT, refs=A)), Leaf)
+    assert isinstance(decode_node(leaf((KEYS[3], (10, 5, 20, 0)), refs=A)), Leaf)
     assert isinstance(decode_node(branch(CHILD, NEXT)), Branch)
 
 

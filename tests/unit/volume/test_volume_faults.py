@@ -349,12 +349,11 @@ async def test_writers_are_told_when_damage_keeps_bytes_from_being_stored(
     await head.write(file, 0, b'old' * 3000)
     await engine.commit()
 
-    async def chunks_of(ids: Any) -> Any:
-        assert ids
-        raise Corrupt('damaged')
+    async def extents(*_: Any) -> Any:
+        raise Corrupt('a node of the tree is damaged')
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.core, 'chunks_of', chunks_of)
+        patch.setattr(head, 'extents', extents)
         await head.write(file, 10, b'new')
         async with trio.open_nursery() as nursery:
             await nursery.start(engine.run)

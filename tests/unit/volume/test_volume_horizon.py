@@ -85,7 +85,7 @@ async def test_a_horizon_waits_for_the_flush_in_flight(
         go_on.set()
     extents = await head.extents(inode.ino, 0, inode.size)
     assert extents
-    assert {id for _, _, id in extents} <= named(engine)
+    assert {extent[2] for extent in extents} <= named(engine)
     assert head.logged.empty()
     assert head.fresh.empty()
 

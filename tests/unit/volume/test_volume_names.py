@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import stat
 from pathlib import Path
 from typing import Any
@@ -163,4 +164,16 @@ async def test_extended_attributes(home: Any, monkeypatch: pytest.MonkeyPatch) -
     assert await head.xattr_get(root, b'a') == b'1' * 3000
     await head.xattr_remove(root, b'a')
     assert await head.xattr_list(root) == [b'b']
+    await engine.close()
+
+
+@pytest.mark.parametrize('size', [limits.XATTR_INLINE_BYTES_MAX + 1, limits.XATTR_VALUE_BYTES_MAX])
+async def test_a_long_attribute_is_one_chunk_and_comes_back_whole(home: Any, size: int) -> None:
+    """However large: a file of that size would be cut into several chunks."""
+    engine, head, root = home
+    value = random.Random(size).randbytes(size)
+    await head.xattr_set(root, b'user.a', value)
+    engine = await reopen(engine)
+    head = engine.head('home')
+    assert await head.xattr_get(await head.inode(limits.INO_ROOT), b'user.a') == value
     await engine.close()

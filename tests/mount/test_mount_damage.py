@@ -1,0 +1,62 @@
+"""Packs that are damaged or missing under a real mount: programs lose the bytes in them, and nothing else."""
+
+import errno
+import os
+import random
+from pathlib import Path
+
+from tests.support.mounted import Mount, names, refused
+
+SIZE = 1 << 20
+MIDDLE = SIZE // 2
+NEW = b'new!' * 1024  # one page: the kernel reads no less
+
+
+def pread(path: Path, count: int, offset: int) -> bytes:
+    """Read past the page cache's idea of what else will be wanted."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        return os.pread(fd, count, offset)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes, offset: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        assert os.pwrite(fd, data, offset) == len(data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_write_into_a_file_whose_pack_is_missing(mounted: Mount) -> None:
+    home = mounted.path / 'home'
+    data = random.Random(3).randbytes(SIZE)
+    write_durably(home / 'lost', data, 0)
+    mounted.stop()
+    mounted.expected += ['is missing', 'is left as it is', 'damaged: ']
+    packs = [path for path in (mounted.store / 'packs/data').rglob('*') if path.is_file()]
+    for path in packs:
+        path.rename(mounted.place / path.name)
+    mounted.start()
+    refused(errno.EIO, pread, home / 'lost', 4096, MIDDLE)
+    write_durably(home / 'lost', NEW, MIDDLE)
+    write_durably(home / 'other', b'other' * 100_000, 0)
+    (home / '.snapshots/after').mkdir()
+    assert 'damaged' in (mounted.path / '.snapfs/health').read_text()
+    mounted.restart()
+    for view in (home, home / '.snapshots/after'):
+        assert names(view) == ['lost', 'other']
+        assert (view / 'lost').stat().st_size == SIZE
+        assert (view / 'other').read_bytes() == b'other' * 100_000
+        assert pread(view / 'lost', len(NEW), MIDDLE) == NEW
+        refused(errno.EIO, pread, view / 'lost', 1, MIDDLE - 1)
+        refused(errno.EIO, pread, view / 'lost', 1, MIDDLE + len(NEW))
+    mounted.stop()
+    for path in packs:
+        (mounted.place / path.name).rename(path)
+    mounted.start()
+    whole = data[:MIDDLE] + NEW + data[MIDDLE + len(NEW) :]
+    assert (home / 'lost').read_bytes() == (home / '.snapshots/after/lost').read_bytes() == whole
