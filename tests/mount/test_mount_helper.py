@@ -17,7 +17,7 @@ SBIN = Path('/sbin')
 def helpers():
     """mount(8) looks for its helpers in /sbin alone. Missing ones are put there and taken away."""
     if os.geteuid() != 0:
-        pytest.fail('mount(8) is for root: run these tests as root')
+        pytest.skip('only root may call mount(8); run the tests as root as well')
     if not os.access('/dev/fuse', os.R_OK | os.W_OK):
         pytest.fail('the mount tests need /dev/fuse, and there is none')
     missing = not (SBIN / 'mount.fuse.snapfs').exists()
