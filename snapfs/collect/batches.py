@@ -19,7 +19,7 @@ from typing import Any
 from snapfs import limits
 from snapfs.collect import moves
 from snapfs.collect.approvals import GRACE, counts
-from snapfs.collect.files import CONDEMNED, RETURNED, BatchFiles
+from snapfs.collect.files import CONDEMNED, RECEIPT, RETURNED, BatchFiles
 from snapfs.collect.moves import Moved
 from snapfs.collect.plan import CLASSES, Plan
 from snapfs.collect.states import (
@@ -78,6 +78,8 @@ class Batches:
         of the plan."""
         self.files.check(plan.batch, CONDEMNED, plan.condemned_digest, plan.condemned)
         self.files.check(plan.batch, RETURNED, plan.returned_digest, plan.returned)
+        if self.files.has(plan.batch, RECEIPT):
+            raise Corrupt(f'batch {plan.batch} has a receipt already: the catalog is older than the store')
         self.files.write_plan(plan)
         assert self.files.plan(plan.batch, plan.digest) == plan
         with self._transaction() as db:
@@ -396,6 +398,7 @@ def _check_may_begin(db: sqlite3.Connection, plan: Plan) -> None:
     if resting >= limits.BATCHES_RESTING_MAX:
         raise Held(f'{resting} batches rest in quarantine; no more than {limits.BATCHES_RESTING_MAX} may')
     assert plan.requests, 'P2: a batch without a request'
+    assert plan.horizon <= _setting(db, 'epoch'), f'P3: horizon {plan.horizon} has not come yet'
     for request in plan.requests:
         row = db.execute(
             'SELECT kind, root, batch FROM request WHERE number = ?', (request.number,)

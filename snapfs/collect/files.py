@@ -52,6 +52,10 @@ class BatchFiles:
             self._disk.sync_directory(self._root)
         return self.path(batch)
 
+    def has(self, batch: int, name: str) -> bool:
+        """Say whether a batch has a file of this name."""
+        return self._disk.exists(self.path(batch, name))
+
     # --- plan --------------------------------------------------------------------------------------------
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json, durably."""

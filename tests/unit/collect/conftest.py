@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from snapfs import limits
+from snapfs.collect.batches import Batches
+from snapfs.collect.clock import TrustedClock
 from snapfs.store.durable import Disk
 from snapfs.store.store import Store
 from tests.sim.world import SimWorld
+from tests.unit.collect.batch_kit import add_chunks
 
 
 @pytest.fixture
@@ -24,3 +27,18 @@ def batch_store(tmp_path, small_limits):
     store = Store.create(tmp_path / 'store', Disk(), SimWorld(1))
     yield store
     store.close(clean=False)
+
+
+@pytest.fixture
+def batches(batch_store):
+    return Batches(batch_store)
+
+
+@pytest.fixture
+def clock(batch_store):
+    return TrustedClock(batch_store.catalog, batch_store.world)
+
+
+@pytest.fixture
+def ids(batch_store):
+    return add_chunks(batch_store, 1, 10)
