@@ -21,6 +21,10 @@ from snapfs.service import client, mounts, runtime
 
 SNAPFS = [sys.executable, str(Path(__file__).parent / 'fake_snapfs.py')]
 HELPER = [*SNAPFS, '--helper']
+# Options that fusermount3 does not grant, and remounts.
+for_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason='only root may do this; run the tests as root as well'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +245,7 @@ def test_in_the_foreground_for_a_supervisor(place):
     assert not (place / 'store' / 'daemon.log').exists()
 
 
+@for_root
 def test_the_helper_shows_the_source_as_given(place):
     source = 'my token, with ü'
     words = [source, place / 'mnt', '-o', f'rw,source={place}/store,noatime,allow_other,_netdev,nofail,x-a=b']
@@ -258,11 +263,11 @@ def test_the_helper_shows_the_source_as_given(place):
     ('options', 'there', 'absent'),
     [
         ('ro', {'ro'}, {'rw'}),
-        ('suid,dev', set(), {'nosuid', 'nodev'}),
-        ('rw', {'rw'}, {'nosuid', 'nodev'}),
+        pytest.param('suid,dev', set(), {'nosuid', 'nodev'}, marks=for_root),
+        pytest.param('rw', {'rw'}, {'nosuid', 'nodev'}, marks=for_root),
         ('noexec,nosuid,nodev', {'noexec', 'nosuid', 'nodev'}, set()),
-        ('nodiratime', {'nodiratime', 'relatime'}, {'noatime'}),
-        ('strictatime', set(), {'relatime', 'noatime'}),
+        pytest.param('nodiratime', {'nodiratime', 'relatime'}, {'noatime'}, marks=for_root),
+        pytest.param('strictatime', set(), {'relatime', 'noatime'}, marks=for_root),
         ('relatime', {'relatime'}, {'noatime'}),
         ('sync,dirsync', set(), set()),
     ],
@@ -275,6 +280,7 @@ def test_options_arrive_at_the_kernel(place, options, there, absent):
         assert {'sync', 'dirsync'} <= set(mount.super_options) | set(mount.options)
 
 
+@for_root
 def test_remount_does_what_it_says(place):
     run('token', place / 'mnt', '-o', f'source={place}/store,noexec', program=HELPER)
     assert run('mount', 'token', place / 'mnt', '-o', 'remount,ro,nosuid') == (0, '', '')
