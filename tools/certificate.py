@@ -116,6 +116,9 @@ UNION ALL SELECT 'snapshot', number, CAST(name AS TEXT), root, root_items, root_
 UNION ALL SELECT 'volume', volume, CAST(name AS TEXT), root, root_items, root_refs, NULL FROM volume
 """
 PARTS = 'SELECT p.kind, ids FROM request_part p JOIN request r ON number = request WHERE number = ? {}'
+RESTING = (
+    "(SELECT q.* FROM quarantine q JOIN batch ON number = batch WHERE state IN ('PLANNED', 'QUARANTINED'))"
+)
 NOT_LEAKED = "AND r.kind <> 'leaked'"
 
 
@@ -153,6 +156,7 @@ class Replay:
     references: int = 0
     missing: int = 0
     _seen: set[tuple[bytes, bool]] = field(default_factory=set)
+    _whole: set[bytes] = field(default_factory=set)  # nodes that are there for everybody
 
     def run(self) -> None:
         """Look at every reference of every root; print what is missing."""
@@ -203,7 +207,7 @@ class Replay:
 
     def _places(self, ids: Sequence[bytes], resting: bool) -> dict[bytes, Place]:
         found: dict[bytes, Place] = {}
-        for table in ('chunk', 'quarantine') if resting else ('chunk',):
+        for table in ('chunk', RESTING) if resting else ('chunk',):
             wanted = [id for id in ids if id not in found]
             for start in range(0, len(wanted), limits.LOCATE_IDS_MAX):
                 part = wanted[start : start + limits.LOCATE_IDS_MAX]
@@ -253,7 +257,7 @@ class Replay:
         waiting = [(top, by)]
         while waiting:
             id, by = waiting.pop()
-            if (id, resting) in self._seen or (id, False) in self._seen:
+            if (id, resting) in self._seen or id in self._whole:
                 continue
             self._seen.add((id, resting))
             place = self._places([id], resting).get(id)
@@ -267,6 +271,8 @@ class Replay:
             if header is None:
                 self._miss(id, by, why or '')
                 continue
+            if not resting:
+                self._whole.add(id)
             self.nodes += 1
             self.references += header.refs
             node = f'node {id.hex()}'

@@ -25,6 +25,7 @@ from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decod
 _ID = limits.ID_BYTES
 Miss = Callable[[bytes, str, str], None]  # id, by, why
 NO_ROW = 'it has no row in the index'
+_RESTING = " AND batch IN (SELECT number FROM batch WHERE state IN ('PLANNED', 'QUARANTINED'))"
 
 
 class Place(NamedTuple):
@@ -36,15 +37,17 @@ class Place(NamedTuple):
 
 
 def locate(db: sqlite3.Connection, ids: Ids, resting: bool) -> dict[bytes, Place]:
-    """Return where chunks are, for those that have a row in chunk, or with `resting` in quarantine."""
+    """Return where chunks are, for those that have a row in chunk, or with `resting` in quarantine for a
+    batch that rests: what a batch is freeing is no longer there for anybody."""
     found: dict[bytes, Place] = {}
     wanted = [row.tobytes() for row in ids]
-    for table in ('chunk', 'quarantine') if resting else ('chunk',):
+    for table, rest in (('chunk', ''), ('quarantine', _RESTING)) if resting else (('chunk', ''),):
         if found:
             wanted = [id for id in wanted if id not in found]
         for start in range(0, len(wanted), limits.LOCATE_IDS_MAX):
             part = wanted[start : start + limits.LOCATE_IDS_MAX]
-            text = f'SELECT id, pack, offset, stored FROM {table} WHERE id IN ({",".join("?" * len(part))})'
+            marks = ','.join('?' * len(part))
+            text = f'SELECT id, pack, offset, stored FROM {table} WHERE id IN ({marks}){rest}'
             for id, pack, offset, stored in db.execute(text, part):
                 found[id] = Place(pack, offset, stored)
     return found

@@ -204,6 +204,7 @@ class _Walk:
         self._levels = [(_IdSet(), _IdSet()) for _ in range(limits.TREE_LEVELS_MAX + 1)]
         self._alone: list[_Start] = []
         self.nodes = self.references = self.chunks = 0
+        self._lost: set[bytes] = set()  # nodes that are not in the index
         self.missing: list[Missing] = []
         self.missing_count = 0
 
@@ -215,8 +216,8 @@ class _Walk:
             else:
                 self._alone.append(start)
         for level in range(limits.TREE_LEVELS_MAX, 0, -1):
-            for resting, ids in enumerate(self._unique(level)):
-                for _, refs in self._read(ids, bool(resting), level):
+            for resting in (False, True):
+                for _, refs in self._read(self._unique(level, resting), resting, level):
                     self._levels[level - 1][resting].add(refs)
                     self.references += len(refs) // _ID
                     self.nodes += 1
@@ -241,13 +242,17 @@ class _Walk:
                 self._miss(id, start.row, f'totals {found}, the row says {start.totals}')
             self._levels[header.level][start.resting].add(id)
 
-    def _unique(self, level: int) -> tuple[Ids, Ids]:
-        """Return the nodes of a level that must be in the index, and the others."""
-        sure, resting = (one.unique() for one in self._levels[level])
-        if len(resting) and len(sure):
-            both = np.isin(resting.reshape(-1).view(f'S{_ID}'), sure.reshape(-1).view(f'S{_ID}'))
-            resting = resting[~both]
-        return sure, resting
+    def _unique(self, level: int, resting: bool) -> Ids:
+        """Return the nodes of a level that must be in the index; or, after these, those that only requests
+        of resting batches need, or for which only they have a copy."""
+        ids = self._levels[level][resting].unique()
+        sure = self._levels[level][False].unique() if resting and len(ids) else ids[:0]
+        if not len(sure):
+            return ids
+        lost = [n for n, row in enumerate(ids) if row.tobytes() in self._lost] if self._lost else []
+        done = np.isin(ids.reshape(-1).view(f'S{_ID}'), sure.reshape(-1).view(f'S{_ID}'))
+        done[lost] = False
+        return ids[~done]
 
     def _places(self, ids: Ids, resting: bool, by: str, miss: Miss) -> list[tuple[bytes, Place]]:
         """Return where these nodes are, in the order of packs; those that are nowhere are missing."""
@@ -259,6 +264,8 @@ class _Walk:
             why = NO_ROW if place is None else self._packs.oddity(place)
             if place is None or why is not None:
                 miss(id, by, why or NO_ROW)
+                if not resting:
+                    self._lost.add(id)
             else:
                 found.append((id, place))
         return sorted(found, key=lambda one: one[1])
@@ -286,15 +293,20 @@ class _Walk:
     # --- leaves ------------------------------------------------------------------------------------------
     def _check_leaves(self) -> None:
         """Look up all references of all leaves, once for each part of the index."""
-        both = self._unique(0)
-        self._levels[0] = (_IdSet(), _IdSet())
-        leaves = sum(map(len, both))
-        self.nodes += leaves
+        sure = self._unique(0, False)
+        both = [sure]
+        leaves = 0
         parts = IndexPart.bounds(self._db)
         for number, (low, high) in enumerate(parts):
             index = IndexPart(self._db, self._packs, low, high)
-            for resting, ids in enumerate(both):
-                self._check_refs(self._tables(ids, bool(resting), count=number == 0), bool(resting), index)
+            for resting in (False, True):
+                if number == 0 and resting:
+                    both.append(self._unique(0, True))  # now it is known which of the others are lost
+                    leaves = sum(map(len, both))
+                    self.nodes += leaves
+                    self._levels[0] = (_IdSet(), _IdSet())
+                tables = self._tables(both[resting], resting, count=number == 0)
+                self._check_refs(tables, resting, index)
             for start in self._alone:
                 self._check_refs(iter([(start.row, start.ids)]), start.resting, index)
             self.chunks += index.seen_count()

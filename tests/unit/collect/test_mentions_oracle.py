@@ -60,7 +60,8 @@ class Model:
         return live, leftovers
 
 
-def random_store(path: Path, seed: int) -> tuple[Built, Model]:
+def random_store(path: Path, seed: int, *, copies: bool = True) -> tuple[Built, Model]:
+    """A store and what is in it. `copies`: rows in quarantine may name places where nothing stands."""
     chance = random.Random(seed)
     built, model = build(path), Model()
     data = built.put_data(*(b'%d %d' % (seed, n) for n in range(chance.randrange(4, 20))))
@@ -88,16 +89,17 @@ def random_store(path: Path, seed: int) -> tuple[Built, Model]:
     batches = range(1, 4)
     for number in batches:
         built.batch_row(number, 'QUARANTINED')
-    move_rows(built, model, chance)
+    move_rows(built, model, chance, 1000 if copies else 0)
     add_claims(built, model, chance, nodes, data)
     return built, model
 
 
-def move_rows(built: Built, model: Model, chance: random.Random) -> None:
+def move_rows(built: Built, model: Model, chance: random.Random, apart: int) -> None:
+    rare = 1 if apart else 0
     ids = sorted(model.rows)
     for id in ids:
         choice = chance.choices(
-            ['stay', 'b1', 'b2', 'freed', 'lost', 'b1+chunk', 'b1+b2'], [9, 5, 2, 1, 1, 1, 1]
+            ['stay', 'b1', 'b2', 'freed', 'lost', 'b1+chunk', 'b1+b2'], [9, 5, 2, 1, 1, rare, rare]
         )[0]
         places: set[object] = {
             'stay': {'chunk'},
@@ -110,7 +112,7 @@ def move_rows(built: Built, model: Model, chance: random.Random) -> None:
         for place in sorted(places, key=str):
             if place in (1, 2):
                 # Another place for each, as a copy stored afresh has.
-                shift = 'offset + ' + str(1000 * int(place == 2))
+                shift = 'offset + ' + str(apart * int(place == 2))
                 moved = columns.replace('offset', shift)
                 built.sql(f'INSERT INTO quarantine SELECT {moved}, ? FROM chunk WHERE id = ?', (place, id))
         if 'freed' in places:

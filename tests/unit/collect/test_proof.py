@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import tools.certificate
 from snapfs import limits
 from snapfs.collect.certificate import encode_certificate
 from snapfs.collect.proof import Proof, ProofSpec, prove, store_uuid
 from snapfs.errors import Corrupt
 from snapfs.format.ids import RecordKind, data_id, node_id
 from tests.unit.collect.kit2 import Built, branch, build, leaf
+from tests.unit.collect.test_mentions_oracle import Model, random_store
 
 
 @pytest.fixture
@@ -279,3 +281,63 @@ def test_the_certificate_is_canonical_and_carries_its_digest(built: Built) -> No
         [scene.d[7].hex(), f'node {node_id(scene.leaves[3]).hex()}', 'it has no row in the index']
     ]
     assert fields['roots'][-1][:4] == ['volume', 1, 'v1', node_id(scene.top).hex()]
+
+
+def test_what_is_on_its_way_out_serves_nobody(built: Built) -> None:
+    """A resting batch's request needs a chunk; only a batch that is being freed still has it."""
+    Scene(built)
+    own = leaf(built.put_data(b'own'), 20)
+    built.put_nodes(own)
+    built.commit()
+    built.batch(1, [node_id(own)])
+    built.request(9, plain=own, batch=1)
+    built.batch(2, built.put_data(b'own'))
+    assert proof(built).passed
+    built.sql("UPDATE batch SET state = 'CONFIRMED' WHERE number = 2")
+    assert why(proof(built))[0] == data_id(b'own')
+    built.sql("UPDATE batch SET state = 'CONFIRMED' WHERE number = 1")
+    assert proof(built).passed
+    built.batch(3, built.put_data(b'data 11'))
+    assert why(proof(built))[0] == data_id(b'data 11')
+
+
+def expected(model: Model) -> set[bytes]:
+    """What does not resolve, by going through the model from each claim."""
+    missing: set[bytes] = set()
+    for resting in (False, True):
+        waiting = [(id, reach) for id, reach, owner in model.claims if (owner is not None) == resting]
+        seen = set()
+        while waiting:
+            id, reach = waiting.pop()
+            if (id, reach) in seen:
+                continue
+            seen.add((id, reach))
+            if 'chunk' not in model.rows[id] and not (resting and model.rows[id] & {1, 2}):
+                missing.add(id)
+            elif reach:
+                waiting += [(child, True) for child in model.children.get(id, [])]
+    return missing
+
+
+@pytest.mark.parametrize('seed', range(100, 130))
+def test_what_is_missing_is_what_the_oracle_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    """The proof, the tool that replays it, and a walk over the model: three programs."""
+    for name in ('JOURNAL_BYTES', 'RESERVE_BYTES', 'FREE_BYTES_MIN'):
+        monkeypatch.setattr(limits, name, 64 * limits.KIB)
+    monkeypatch.setattr(limits, 'PROOF_INDEX_ROWS', 1 + seed % 40)
+    built, model = random_store(tmp_path / 'random', seed, copies=False)
+    try:
+        made = proof(built, batch=1)
+        assert {one.id for one in made.missing} == expected(model), f'seed {seed}'
+        (built.path / 'batches' / '1' / 'certificate.json').write_bytes(encode_certificate(made))
+        assert tools.certificate.main([str(built.path)]) == (0 if made.passed else 13)
+        said = {
+            line.split()[1].rstrip(',')
+            for line in capsys.readouterr().out.splitlines()
+            if 'MISSING ' in line[:8]
+        }
+        assert said == {id.hex() for id in expected(model)}, f'seed {seed}'
+    finally:
+        built.store.close(clean=False)
