@@ -54,7 +54,9 @@ PLAIN_BYTES_MAX = 128 * KIB  # of any record
 STORED_BYTES_MAX = PLAIN_BYTES_MAX + 1 * KIB
 PACK_DATA_BYTES_MAX = 64 * MIB
 PACK_META_BYTES_MAX = 16 * MIB
-PACK_RECORDS_MAX = 1 << 20
+RECORD_HEADER_BYTES = 52  # in the smallest record nothing follows it: more of them no pack can have
+PACK_RECORDS_MAX = PACK_DATA_BYTES_MAX // RECORD_HEADER_BYTES
+PACK_RECORDS_FULL = 1 << 16  # a pack with so many is sealed: reading its footer takes memory for each
 TREE_LEVELS_MAX = 16
 TREE_ITEMS_MAX = 1 << 48
 TREE_READ_AHEAD_NODES = 16  # nodes asked for at once while changes are applied
@@ -119,6 +121,8 @@ EXTENTS_PER_CALL_MAX = 1 << 20  # of one read or one region to flush
 EXTENTS_PAGE = 1000  # when a whole file is gone through
 DIRECTORY_COMPLETE_ENTRIES_MAX = 50_000
 DIRECTORY_CACHE_ENTRIES = 60_000  # over all directories of one view
+XATTR_CACHE_BYTES = 1 * MIB  # inline extended attributes kept with the inodes of one view
+XATTR_ITEM_BYTES = 256  # of a value that stands inline count as one more item of the memtable
 SWITCH_INTERVAL_SECONDS = 0.0005
 SESSION_YIELD_SECONDS = 0.001  # a flood of requests lets other tasks run this often
 SESSION_TASKS_IDLE = 8  # workers kept waiting
@@ -196,6 +200,7 @@ MOUNTINFO_BYTES_MAX = 16 * MIB
 RUNTIME_ENTRY_BYTES_MAX = 64 * KIB
 TABLE_COLUMNS_MAX = 4000  # of a table that goes into a pipe
 
+assert PACK_RECORDS_FULL <= PACK_RECORDS_MAX
 assert CHUNK_BYTES_MIN < CHUNK_BYTES_AVERAGE < CHUNK_BYTES_MAX <= PLAIN_BYTES_MAX
 assert NODE_BYTES_TARGET * 2 <= NODE_BYTES_MAX <= PLAIN_BYTES_MAX
 assert XATTR_VALUE_BYTES_MAX <= PLAIN_BYTES_MAX

@@ -50,7 +50,7 @@ HEADER_BYTES = _FIELDS.size + _CRC.size
 _KINDS = {int(kind): kind for kind in RecordKind}
 _CODECS = {int(codec): codec for codec in Codec}
 
-assert HEADER_BYTES == 52
+assert HEADER_BYTES == limits.RECORD_HEADER_BYTES
 
 
 def encode_record(kind: int, id: bytes, plain: Buffer, compressor: Compressor) -> tuple[bytes, Buffer]:

@@ -203,7 +203,7 @@ class PackWriter:
         entries: list[PackEntry] = []
         buffers: list[Buffer] = []
         offset = pack.bytes
-        slots = limits.PACK_RECORDS_MAX - pack.records
+        slots = limits.PACK_RECORDS_FULL - pack.records
         for header_bytes, payload in records[start : start + slots]:
             end = offset + HEADER_BYTES + len(payload)
             if end > self.bytes_max and entries:
@@ -222,7 +222,7 @@ class PackWriter:
         """Return the open pack, after sealing it and beginning another when `size` bytes do not fit."""
         pack = self._open
         if pack is not None and (
-            pack.bytes + size > self.bytes_max or pack.records >= limits.PACK_RECORDS_MAX
+            pack.bytes + size > self.bytes_max or pack.records >= limits.PACK_RECORDS_FULL
         ):
             self._seal(pack)
             self._written.append(pack)

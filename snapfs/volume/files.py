@@ -20,7 +20,7 @@ from snapfs.format.keys import ItemKind
 from snapfs.store.rows import VolumeRow
 from snapfs.volume.buffer import Buffer
 from snapfs.volume.core import Core
-from snapfs.volume.inode import HAS_XATTRS, Inode
+from snapfs.volume.inode import HAS_XATTRS, Inode, XattrValue
 from snapfs.volume.memtable import OFFSET_END, Layer
 from snapfs.volume.view import Extent, View, bytes_of, extent_of, root_of
 
@@ -290,19 +290,16 @@ class Files(View):
         if len(value) > limits.XATTR_INLINE_BYTES_MAX:
             async with self.core.flush_lock:
                 # Whole: the item names one chunk.
-                self._xattr_store(inode, name, value, (1, len(value), self.core.put_whole(value)))
+                self._xattr_store(inode, name, (1, len(value), self.core.put_whole(value)))
         else:
-            self._xattr_store(inode, name, value, (0, value))
+            self._xattr_store(inode, name, (0, value))
+            self.fresh.items += len(value) // limits.XATTR_ITEM_BYTES
 
-    def _xattr_store(
-        self, inode: Inode, name: bytes, value: bytes | None, item: tuple[object, ...] | None
-    ) -> None:
-        known = dict(inode.xattrs or {})
-        if value is None:
-            known.pop(name, None)
-        else:
-            known[name] = value
-        inode.xattrs = known
+    def _xattr_store(self, inode: Inode, name: bytes, item: XattrValue | None) -> None:
+        # What is kept must be all there is: if it was let go meanwhile, it is read again when asked for.
+        if inode.xattrs is not None or not inode.flags & HAS_XATTRS:
+            known = {**(inode.xattrs or {}), name: item}
+            self.keep_xattrs(inode, {name: item for name, item in known.items() if item is not None})
         inode.flags |= HAS_XATTRS
         self.fresh.put(inode.ino, _XATTR, name, item)
         inode.ctime_ns = self.core.world.time_ns()
@@ -317,7 +314,7 @@ class Files(View):
         known = await self.xattrs(inode)
         if name not in known:
             raise Refused(errno.ENODATA)
-        self._xattr_store(inode, name, None, None)
+        self._xattr_store(inode, name, None)
 
 
 def drop_privileges(inode: Inode) -> None:

@@ -15,6 +15,9 @@ Entries = tuple[Entry, ...]
 # The value of an INODE item, in the order of snapfs.format.items.
 InodeValue = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, bytes]
 
+# The value of an XATTR item: (0, bytes), or (1, length, chunk id).
+XattrValue = tuple[Any, ...]
+
 # Bits of the INODE item's flags.
 HAS_XATTRS = 1  # some extended attribute was set once; without it nobody needs to look
 
@@ -83,7 +86,8 @@ class Inode:
         self.order: list[int] | None = (
             None  # sorted hashes of a complete directory; may name entries gone since
         )
-        self.xattrs: dict[bytes, bytes] | None = None  # all extended attributes, once read
+        # The XATTR items by name, all of them, once read: long values are named here, not kept.
+        self.xattrs: dict[bytes, XattrValue] | None = None
 
     def value(self) -> InodeValue:
         """Return the value of the INODE item as of now."""

@@ -20,7 +20,7 @@ from snapfs.format.items import EXTENT_FIELDS
 from snapfs.format.keys import ItemKind
 from snapfs.store.rows import RequestRow, SnapshotRow, VolumeRow
 from snapfs.tree import NotCached, Root, get, range_page
-from snapfs.volume.inode import HAS_XATTRS, Entries, Inode
+from snapfs.volume.inode import HAS_XATTRS, Entries, Inode, XattrValue
 from snapfs.volume.memtable import ABSENT, KEY_OF_KIND, Layer
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ _XATTR = int(ItemKind.XATTR)
 # A directory of up to so many entries is read whole at the first name looked up in it.
 WHOLE_DIRECTORY_ENTRIES = 256
 PAGE_ITEMS = 512
-NO_XATTRS: dict[bytes, bytes] = {}
+NO_XATTRS: dict[bytes, XattrValue] = {}
+XATTR_COST = 200  # bytes of one name in memory, its value apart
 HASH_END = 1 << 63
 
 
@@ -55,6 +56,7 @@ class View:
         self._alive: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._inodes_max = inodes_max
         self._entries_cached = 0
+        self._xattr_bytes = 0  # an upper bound
         self.cached = self.inodes.get
 
     # --- inodes ------------------------------------------------------------------------------------------
@@ -288,30 +290,28 @@ class View:
         return [(cookie, name, ino, kind) for cookie, found in page for name, ino, kind in found]
 
     # --- extended attributes -----------------------------------------------------------------------------
-    async def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
-        """Return all extended attributes; the caller does not change the dictionary."""
+    async def xattrs(self, inode: Inode) -> dict[bytes, XattrValue]:
+        """Return the items of all extended attributes; the caller does not change the dictionary."""
         if inode.xattrs is not None:
             return inode.xattrs
         if not inode.flags & HAS_XATTRS:
             return NO_XATTRS
         low = keys.kind_range(inode.ino, ItemKind.XATTR)[0]
-        page = await self._merged(inode.ino, _XATTR, b'', low, limits.XATTRS_PER_INODE_MAX)
-        result: dict[bytes, bytes] = {}
-        for name, value in page:
-            result[name] = value[1] if value[0] == 0 else await self._long_value(inode, value)
+        found = dict(await self._merged(inode.ino, _XATTR, b'', low, limits.XATTRS_PER_INODE_MAX))
         if inode.xattrs is None:
-            inode.xattrs = result
-        return inode.xattrs
+            self.keep_xattrs(inode, found)
+        return found if inode.xattrs is None else inode.xattrs
 
-    async def _long_value(self, inode: Inode, value: Any) -> bytes:
-        try:
-            plain = await self.core.chunk(value[2])
-            if len(plain) != value[1]:
-                raise Corrupt(f'chunk {value[2].hex()} has {len(plain)} bytes, not the {value[1]} of a value')
-        except Corrupt as error:
-            self.core.report_damage(f'{self.name}, inode {inode.ino}, attributes: {error}', self.number)
-            raise
-        return plain
+    def keep_xattrs(self, inode: Inode, items: dict[bytes, XattrValue]) -> None:
+        """Keep the items of all extended attributes with their inode; when these are too many in all, those
+        of all other inodes go: they can be read again."""
+        inode.xattrs = items
+        self._xattr_bytes += xattr_cost(items)
+        if self._xattr_bytes > limits.XATTR_CACHE_BYTES:
+            for other in self.inodes.values():
+                if other is not inode:
+                    other.xattrs = None
+            self._xattr_bytes = xattr_cost(items)
 
     async def xattr_get(self, inode: Inode, name: bytes) -> bytes | None:
         """Return the value of an extended attribute, or None."""
@@ -320,7 +320,11 @@ class View:
             if not inode.flags & HAS_XATTRS:
                 return None
             known = await self.xattrs(inode)
-        return known.get(name)
+        item = known.get(name)
+        if item is None:
+            return None
+        value: bytes = item[1] if item[0] == 0 else await self.core.chunk(item[2])
+        return value
 
     async def xattr_list(self, inode: Inode) -> list[bytes]:
         """Return the names of all extended attributes, sorted."""
@@ -386,6 +390,11 @@ class View:
         for one in buffers:
             one.copy_into(result, offset)
         return bytes(result)
+
+
+def xattr_cost(items: dict[bytes, XattrValue]) -> int:
+    """Return about how many bytes of memory the items take."""
+    return sum(XATTR_COST + len(name) + (len(item[1]) if item[0] == 0 else 0) for name, item in items.items())
 
 
 class SnapshotView(View):

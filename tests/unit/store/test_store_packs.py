@@ -133,7 +133,7 @@ def test_a_record_larger_than_a_pack_has_one_to_itself(sim):
 
 
 def test_the_number_of_records_has_a_limit(sim, monkeypatch):
-    monkeypatch.setattr(limits, 'PACK_RECORDS_MAX', 3)
+    monkeypatch.setattr(limits, 'PACK_RECORDS_FULL', 3)
     writer, _ = writer_on(sim, bytes_max=limits.MIB)
     assert [len(entries) for _, entries in writer.append(encoded(plains_of(1, 8)))] == [3, 3, 2]
 
