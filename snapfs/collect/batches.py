@@ -342,10 +342,19 @@ class Batches:
                 (number, limits.BATCH_SLICE_PARTS),
             ).rowcount
 
+    def restore_suspects(self) -> list[BatchRow]:
+        """Restore every batch that rested when the collector was stopped by an incident: an alarm that
+        could not restore it then (the disk was full, or took no writes) is made good. Return them."""
+        found = self._catalog.query(
+            f'SELECT DISTINCT b.number FROM batch b JOIN incident i ON {_SUSPECT} ORDER BY b.number'
+        )
+        return [self.restore(number, 'it rested when the collector was stopped') for (number,) in found]
+
     # --- after a crash -----------------------------------------------------------------------------------
     def recover(self) -> list[BatchRow]:
         """At the opening, before anybody writes or collects: undo what was only half decided; return the
         confirmed batches, which must be brought to their end."""
+        self.restore_suspects()
         for row in batches(self._catalog, *RESTING):
             if row.restoring:
                 assert row.reason is not None
@@ -353,6 +362,10 @@ class Batches:
             elif row.state == PLANNED:
                 self.restore(row.number, 'the store stopped before the batch was in quarantine')
         return batches(self._catalog, CONFIRMED)
+
+
+# The wall clock is good enough: told too early or too late, a batch goes back that need not.
+_SUSPECT = "b.state = 'QUARANTINED' AND i.scope = 'collector' AND i.opened_ns >= b.quarantined_ns"
 
 
 # --- preconditions ---------------------------------------------------------------------------------------
@@ -420,6 +433,10 @@ def _check_grace(
     assert row.quarantined_epoch is not None
     assert row.due_trusted_ns is not None
     assert row.quarantined_trusted_ns is not None
+    suspect = f'SELECT i.number FROM batch b JOIN incident i ON {_SUSPECT} WHERE b.number = ?'
+    incident = db.execute(suspect, (row.number,)).fetchone()
+    if incident is not None:
+        raise Held(f'batch {row.number} rested when incident {incident[0]} was opened: it must be restored')
     now_ns = _setting(db, 'trusted_ns')
     if not row.quarantined_epoch < recounted.began_epoch <= _setting(db, 'epoch'):
         raise Held(f'batch {row.number}: no recount has begun since a commit after its quarantine')

@@ -61,9 +61,9 @@ def to_quarantine(db: sqlite3.Connection, row: BatchRow, ids: Sequence[bytes]) -
     if not ids:
         return frozenset()
     values = {**_blob(ids), 'batch': row.number, 'horizon': row.horizon}
-    rooted = db.execute(f'{_NAMED} SELECT hex(min(id)) FROM named WHERE id IN ({_ROOTS})', values).fetchone()[
-        0
-    ]
+    rooted = db.execute(
+        f'{_NAMED} SELECT hex(min(root)) FROM ({_ROOTS}) WHERE root IN (SELECT id FROM named)', values
+    ).fetchone()[0]
     if rooted:
         raise Corrupt(f'P1: batch {row.number} has condemned the root {rooted.lower()}, which stands')
     late = db.execute(

@@ -349,6 +349,18 @@ def test_every_step_refuses_a_batch_in_another_state(batch_store, batches, clock
             steps[name]()
 
 
+def test_a_receipt_is_the_point_of_no_return_and_nothing_is_written_down_of_a_vain_try(
+    batch_store, batches, clock, ids
+):
+    row = quarantined(batch_store, batches, ids[:4])
+    confirmed(batch_store, batches, clock, row.number)
+    lines = events(batch_store)
+    with pytest.raises(Held, match='it is too late to take it back'):
+        batches.restore(row.number, 'why')
+    assert events(batch_store) == lines
+    assert batches.restore_all('alarm') == []
+
+
 def test_a_batch_on_its_way_back_goes_nowhere_else(batch_store, batches, clock, ids):
     row = quarantined(batch_store, batches, ids)
     batches.restore_begin(row.number, 'back')

@@ -8,7 +8,7 @@ from snapfs import limits
 from snapfs.collect.approvals import GRACE, approve
 from snapfs.collect.batches import Recounted
 from snapfs.collect.configuration import change
-from snapfs.collect.states import CONFIRMED, FREED, batch
+from snapfs.collect.states import CONFIRMED, FREED, QUARANTINED, RESTORED, batch
 from snapfs.errors import Corrupt, Held
 from snapfs.format.records import RecordKind
 from tests.unit.collect.batch_kit import (
@@ -122,6 +122,29 @@ def test_a_receipt_that_is_not_whole_confirms_nothing(batch_store, batches, cloc
     with pytest.raises(Corrupt, match='not the one that the catalog names'):
         batches.confirm(row.number, bytes(32), recount_2(store, clock))
     batches.confirm(row.number, batches.write_receipt(row.number), recount_2(store, clock))
+
+
+def test_a_batch_that_rested_through_an_alarm_is_restored_and_never_freed(batch_store, batches, clock, ids):
+    store = batch_store
+    before = quarantined(store, batches, ids[:4])
+    incident = store.catalog.incident_add(
+        'collector', 'an alarm that could not restore', store.world.time_ns()
+    )
+    store.catalog.incident_acknowledge(incident.number, 'ann', 1)
+    after = quarantined(store, batches, ids[4:8])
+    with pytest.raises(Held, match='rested when incident 1 was opened'):
+        confirmed(store, batches, clock, before.number)
+    assert [row.number for row in batches.restore_suspects()] == [before.number]
+    assert ids_in(store, 'quarantine') == ids[4:8]
+    assert batches.restore_suspects() == []
+    assert confirmed(store, batches, clock, after.number).state == CONFIRMED
+
+
+def test_an_opening_restores_what_rested_through_an_alarm(batch_store, batches, ids):
+    row = quarantined(batch_store, batches, ids[:4])
+    batch_store.catalog.incident_add('collector', 'an alarm', batch_store.world.time_ns())
+    assert batches.recover() == []
+    assert batch(batch_store.catalog, row.number).state == RESTORED
 
 
 def test_a_quarantine_that_lost_a_row_confirms_nothing(batch_store, batches, clock, ids):
