@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import trio
 
 from snapfs import limits
-from snapfs.errors import Refused
+from snapfs.errors import Corrupt, Refused
 from snapfs.store.rows import HoldRow, RequestGroup, RequestRow, SnapshotRow, VolumeRow
 from snapfs.store.store import Store
 from snapfs.volume.commit import Committer
@@ -183,7 +183,7 @@ class Administration:
             self.make_root(head, uid, gid, mode)
             try:
                 await self.committer.commit()
-            except Refused:
+            except (Refused, Corrupt):
                 await self._discard(head)
                 raise
             self._tell('volume-added', row.volume, row.name, row.number)

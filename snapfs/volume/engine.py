@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Latched, Refused, SnapfsError
+from snapfs.errors import Corrupt, Invalid, Latched, Refused, SnapfsError
 from snapfs.format.journal import VolumeDelta
 from snapfs.store.durable import Disk
 from snapfs.store.horizon import PutRecord
@@ -222,10 +222,12 @@ class Engine(Administration):
             self.store.close(clean=clean)
 
     async def _last_commit(self) -> None:
-        """Commit all there is. When the disk below has no room for that, at least the journal gets it."""
+        """Commit all there is. When the disk below has no room for that, or what a new tree needs of the old
+        one cannot be read, at least the journal gets it.
+        """
         try:
             await self.committer.commit_alone()
-        except Refused:
+        except (Refused, Corrupt, Invalid):
             await self.committer.sync()
             raise
 

@@ -296,3 +296,28 @@ async def test_any_writes_into_any_damage(engine: Engine, monkeypatch: pytest.Mo
     assert await read(engine, b'f') == expected
     assert (await freeze_view(content(engine)))[3][0][1][3] == expected
     await engine.close()
+
+
+async def test_a_tree_that_cannot_be_read_leaves_the_last_changes_to_the_journal(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged node stops commits; what was written and never synced is not lost by a clean end."""
+    head, root = await volume(engine)
+    await engine.commit()
+    await head.write(await head.make(root, b'f', FILE, 0, 0), 0, b'abc')
+
+    async def build(*_: Any) -> Any:
+        raise Corrupt('a node is damaged')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.committer, '_build_tree', build)
+        with pytest.raises(Corrupt):
+            await engine.volume_create('other', 0, 0)
+        assert list(engine.heads()) == ['home']
+        with pytest.raises(Corrupt):
+            await engine.close()
+    engine = await again(engine)
+    assert not engine.store.was_clean
+    assert list(engine.heads()) == ['home']
+    assert await read(engine, b'f') == b'abc'
+    await engine.close()
