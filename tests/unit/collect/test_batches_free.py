@@ -8,7 +8,7 @@ from snapfs import limits
 from snapfs.collect.approvals import GRACE, approve
 from snapfs.collect.batches import Recounted
 from snapfs.collect.configuration import change
-from snapfs.collect.states import CONFIRMED, FREED, QUARANTINED, RESTORED, batch
+from snapfs.collect.states import CONFIRMED, FREED, RESTORED, batch
 from snapfs.errors import Corrupt, Held
 from snapfs.format.records import RecordKind
 from tests.unit.collect.batch_kit import (
