@@ -374,8 +374,8 @@ class Collector:
 
     def _remove(self, row: Any, receipts: Receipts) -> bool:
         try:
-            if row.state == 'sealed':
-                retire(self.store, row)
+            if row.state == 'sealed' and not retire(self.store, row):
+                return False
             return unlink(self.store, row, receipts) is None
         except Corrupt as error:
             log.error('pack %s stays: %s', row.name.hex(), error)

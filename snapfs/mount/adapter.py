@@ -398,6 +398,7 @@ class Adapter(pyfuse3.Operations):
         if flags & WRITING:
             raise Refused(errno.EROFS if view is not None else errno.EPERM)
         if view is not None:
+            self.namespace.pin(node)
             return FileInfo(node)
         text = await self.namespace.place(node).text()
         self._text_handle += 1
@@ -424,6 +425,8 @@ class Adapter(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         if fh >= TEXT_HANDLE:
             self._texts.pop(fh, None)
+        else:
+            self.namespace.unpin(fh)
 
     @translate_errors
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -438,10 +441,11 @@ class Adapter(pyfuse3.Operations):
 
     # --- directories -------------------------------------------------------------------------------------
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        self.namespace.pin(inode)
         return inode
 
     async def releasedir(self, fh: int) -> None:
-        pass
+        self.namespace.unpin(fh)
 
     @translate_errors
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:

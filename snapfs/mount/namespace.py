@@ -13,6 +13,7 @@ place, or gone.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -68,6 +69,7 @@ class Namespace:
         self.appeared: Callable[[Head], None] = _nobody_asks  # called for each head that was not here before
         # What the kernel was told in computed directories: directory -> name -> node id. `stale` compares.
         self.given: dict[int, dict[bytes, int]] = {}
+        self._pins: Counter[int] = Counter()  # open handles by view number of a snapshot
         self.mounted: int | None = None  # stable number of the only volume
         self.root_head: Head | None = None  # the head whose root directory is the root of the mount
         if volume is not None:
@@ -121,6 +123,26 @@ class Namespace:
                 del self.views[next(tree for tree in self.views if tree >= SNAPSHOT_TREE)]
             self.views[tree] = view
         return view
+
+    # --- pins --------------------------------------------------------------------------------------------
+    def pin(self, node: int) -> None:
+        """Something of a snapshot has been opened: its chunks must stay, although the snapshot be deleted."""
+        tree = node >> nodeids.INO_BITS
+        if SNAPSHOT_TREE <= tree < SNAPSHOT_TREE * 2:
+            self._pins[tree - SNAPSHOT_TREE] += 1
+
+    def unpin(self, node: int) -> None:
+        """It has been closed. `node` is as it was given to `pin`."""
+        tree = node >> nodeids.INO_BITS
+        if SNAPSHOT_TREE <= tree < SNAPSHOT_TREE * 2:
+            number = tree - SNAPSHOT_TREE
+            self._pins[number] -= 1
+            if not self._pins[number]:
+                del self._pins[number]
+
+    def pinned(self) -> frozenset[int]:
+        """Return the view numbers of snapshots, deleted ones too, of which something is open."""
+        return frozenset(self._pins)
 
     # --- node ids ----------------------------------------------------------------------------------------
     def tree_node(self, view: View, ino: int) -> int:

@@ -82,6 +82,7 @@ class Collecting:
         self._runner = runner
         self._pinned = pinned
         self._lock = trio.Lock()
+        self._running = trio.CancelScope()
         self._wake = trio.Event()
         self._alarms: list[str] = []
         self._token = trio.lowlevel.current_trio_token()
@@ -90,17 +91,33 @@ class Collecting:
         engine.store.chunks.on_condemned = self._read_alarm
 
     # --- the schedule ------------------------------------------------------------------------------------
-    async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Bring confirmed batches to their end, then collect on the schedule until cancelled."""
+    async def begin(self) -> None:
+        """After opening: what a crash has left half decided goes back."""
         await self._thread(self.collector.recover)
         await self.engine_changed()
+
+    async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Begin, and collect on the schedule until `stop`."""
+        with self._running:
+            await self._guarded(self.begin)
+            task_status.started()
+            self._next_ns = self.collector.clock.tick() + limits.COLLECT_FIRST_NS
+            while True:
+                with trio.move_on_after(limits.COLLECT_TICK_SECONDS):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+                await self._guarded(self._tick)
         task_status.started()
-        self._next_ns = self.collector.clock.tick() + limits.COLLECT_FIRST_NS
-        while True:
-            with trio.move_on_after(limits.COLLECT_TICK_SECONDS):
-                await self._wake.wait()
-            self._wake = trio.Event()
-            await self._guarded(self._tick)
+
+    async def stop(self) -> None:
+        """Before the store is closed: end what moves. What is confirmed goes on at the next opening."""
+        self._running.cancel()
+        if self.move is not None:
+            self.move.scope.cancel()
+        async with self._lock:
+            self._end_plans(None)
+            if self.engine.store.latched is None:
+                await self._thread(self.collector.clock.save)
 
     async def _tick(self) -> None:
         now = self.collector.clock.tick()

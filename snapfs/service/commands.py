@@ -19,6 +19,7 @@ from snapfs.service.sockets import Peer
 from snapfs.service.wire import Arguments, Request
 
 if TYPE_CHECKING:
+    from snapfs.service.collecting import Collecting
     from snapfs.store.rows import RequestRow, SnapshotRow
     from snapfs.volume.engine import Engine
     from snapfs.volume.head import Head
@@ -36,11 +37,18 @@ TYPES: dict[str, tuple[type, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Call:
     """Who asks what of which engine. `service` is the daemon's own description, None when there is no
-    daemon."""
+    daemon. `collector`: that of the engine."""
 
     engine: Engine
     peer: Peer
     service: dict[str, Any] | None
+    collector: Collecting | None = None
+
+    @property
+    def collecting(self) -> Collecting:
+        """The collector, which every real store has."""
+        assert self.collector is not None, 'a store without a collector'
+        return self.collector
 
 
 Command = Callable[..., Awaitable[JSON]]
@@ -58,14 +66,20 @@ def command(name: str) -> Callable[[Command], Command]:
     return enter
 
 
-async def dispatch(engine: Engine, request: Request, peer: Peer, service: dict[str, Any] | None) -> JSON:
+async def dispatch(
+    engine: Engine,
+    request: Request,
+    peer: Peer,
+    service: dict[str, Any] | None,
+    collector: Collecting | None = None,
+) -> JSON:
     """Carry a request out. Invalid for an unknown command or wrong arguments; else what the command
     raises."""
     function = COMMANDS.get(request.command)
     if function is None:
         raise Invalid(f'unknown command {request.command!r}')
     arguments = _checked(request.command, function, request.arguments)
-    return await function(Call(engine, peer, service), **arguments)
+    return await function(Call(engine, peer, service, collector), **arguments)
 
 
 def parse_snapshot(text: str) -> tuple[str, str]:

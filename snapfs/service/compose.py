@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyfuse3
 
     from snapfs.mount.adapter import Adapter
+    from snapfs.service.collecting import Collecting
     from snapfs.service.options import MountOptions
     from snapfs.volume.engine import Engine
 
@@ -46,6 +47,10 @@ class Parts(Protocol):
 
     def operations(self, engine: Engine, request: MountRequest) -> pyfuse3.Operations:
         """Return the handlers of the mount. Invalid when the volume asked for does not exist."""
+        ...
+
+    def collecting(self, engine: Engine) -> Collecting | None:
+        """Return the collector of the engine; its schedule does not run yet."""
         ...
 
     def mounted(self, engine: Engine, request: MountRequest) -> None:
@@ -84,6 +89,14 @@ class RealParts:
         self._adapter = Adapter(engine, volume=request.volume, uid=options.uid, gid=options.gid)
         return self._adapter
 
+    def collecting(self, engine: Engine) -> Collecting | None:
+        from snapfs.service.collecting import Collecting
+        from snapfs.service.workers import run_in_process
+
+        adapter = self._adapter
+        pinned = frozenset if adapter is None else adapter.namespace.pinned
+        return Collecting(engine, World(), run_in_process, pinned)
+
     def mounted(self, engine: Engine, request: MountRequest) -> None:
         with contextlib.suppress(SnapfsError):  # a full or a latched disk: the lock holds all the same
             engine.store.lock.describe(request.mountpoint)
@@ -117,14 +130,18 @@ async def call_engine(
     store: Path, request: wire.Request, peer: sockets.Peer, parts: Parts | None = None
 ) -> object:
     """Open the store in this process, carry one command out, close the store. Entry point for trio.run."""
-    engine = await (parts or RealParts()).open_engine(store, 1.0)
+    parts = parts or RealParts()
+    engine = await parts.open_engine(store, 1.0)
     # The nursery would wrap what goes wrong into a group; the caller wants the error itself.
     outcome: object = None
     failure: Exception | None = None
     async with trio.open_nursery() as background:
         await background.start(engine.run)
         try:
-            outcome = await commands.dispatch(engine, request, peer, None)
+            collecting = parts.collecting(engine)
+            if collecting is not None:
+                await collecting.begin()
+            outcome = await commands.dispatch(engine, request, peer, None, collecting)
         except Exception as error:
             failure = error
         await engine.close()

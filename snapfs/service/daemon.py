@@ -31,6 +31,7 @@ from snapfs.service.options import fuse_arguments
 from snapfs.world import World
 
 if TYPE_CHECKING:
+    from snapfs.service.collecting import Collecting
     from snapfs.volume.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,10 @@ class Daemon:
                 failure = error  # nothing is mounted: the store is closed as if nothing had been
             else:
                 self.parts.mounted(engine, self.request)
-                await self._serve(engine, hello, signals)
+                collecting = self.parts.collecting(engine)
+                if collecting is not None:
+                    await background.start(collecting.run)
+                await self._serve(engine, hello, signals, collecting)
             if failure is not None:
                 await engine.close()
             background.cancel_scope.cancel()
@@ -151,9 +155,15 @@ class Daemon:
             started_ns=self.world.time_ns(),
         )
 
-    async def _serve(self, engine: Engine, hello: control.Hello, signals: AsyncIterator[int]) -> None:
+    async def _serve(
+        self,
+        engine: Engine,
+        hello: control.Hello,
+        signals: AsyncIterator[int],
+        collecting: Collecting | None,
+    ) -> None:
         async def handler(call: wire.Request, peer: sockets.Peer) -> object:
-            answer = await commands.dispatch(engine, call, peer, asdict(hello))
+            answer = await commands.dispatch(engine, call, peer, asdict(hello), collecting)
             await self.parts.settled()  # who goes on after a rollback must not meet what the kernel remembers
             return answer
 
@@ -173,6 +183,8 @@ class Daemon:
                 runtime.remove_entry(entry, hello.pid)
             pyfuse3.close(unmount=False)
             await server.stop_listening()
+            if collecting is not None:
+                await collecting.stop()
             clean = bool(engine.status()['writable'])  # else there is nothing that may still be written
             await engine.close()
             log.info('closed %s, %s', hello.store, 'clean' if clean else 'not clean')

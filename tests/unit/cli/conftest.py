@@ -16,7 +16,7 @@ def cli(monkeypatch, tmp_path, capsysbinary):
     from snapfs.cli.main import main
     from snapfs.service import compose
 
-    for name in ('open_engine', 'operations', 'serve', 'terminate'):
+    for name in ('open_engine', 'operations', 'collecting', 'serve', 'terminate'):
         monkeypatch.setattr(compose.RealParts, name, getattr(service_fakes.FakeParts, name))
     monkeypatch.setattr(compose, 'create_store', service_fakes.make_store)
     monkeypatch.delenv('SNAPFS_STORE', raising=False)

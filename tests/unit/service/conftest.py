@@ -21,6 +21,6 @@ def fake_parts(monkeypatch):
     """Let everything that composes an engine compose a fake one, in this process."""
     from snapfs.service import compose
 
-    for name in ('open_engine', 'operations', 'serve', 'terminate'):
+    for name in ('open_engine', 'operations', 'collecting', 'serve', 'terminate'):
         monkeypatch.setattr(compose.RealParts, name, getattr(service_fakes.FakeParts, name))
     monkeypatch.setattr(compose, 'create_store', service_fakes.make_store)

@@ -250,6 +250,9 @@ class FakeParts:
     async def serve(self):
         await pyfuse3.main()
 
+    def collecting(self, engine):
+        return None
+
     def mounted(self, engine, request):
         engine.mountpoint = request.mountpoint
 
@@ -271,6 +274,6 @@ def install() -> None:
     """Put the fakes in the place of the real parts, in this process."""
     from snapfs.service import compose
 
-    for name in ('open_engine', 'operations', 'mounted', 'serve', 'settled', 'terminate'):
+    for name in ('open_engine', 'operations', 'collecting', 'mounted', 'serve', 'settled', 'terminate'):
         setattr(compose.RealParts, name, getattr(FakeParts, name))
     compose.create_store = make_store
