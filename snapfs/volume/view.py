@@ -323,8 +323,18 @@ class View:
         item = known.get(name)
         if item is None:
             return None
-        value: bytes = item[1] if item[0] == 0 else await self.core.chunk(item[2])
+        value: bytes = item[1] if item[0] == 0 else await self._long_value(inode, item)
         return value
+
+    async def _long_value(self, inode: Inode, value: XattrValue) -> bytes:
+        try:
+            plain = await self.core.chunk(value[2])
+            if len(plain) != value[1]:
+                raise Corrupt(f'chunk {value[2].hex()} has {len(plain)} bytes, not the {value[1]} of a value')
+        except Corrupt as error:
+            self.core.report_damage(f'{self.name}, inode {inode.ino}, attributes: {error}', self.number)
+            raise
+        return plain
 
     async def xattr_list(self, inode: Inode) -> list[bytes]:
         """Return the names of all extended attributes, sorted."""
