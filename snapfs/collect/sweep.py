@@ -85,8 +85,8 @@ def census(catalog: Catalog, busy: frozenset[int]) -> list[PackUse]:
     ]
 
 
-def retire(store: Store, row: PackRow) -> None:
-    """Give a sealed pack up: nothing may name it. AssertionError when something does; Corrupt when its
+def retire(store: Store, row: PackRow) -> bool:
+    """Give a sealed pack up; False, nothing changed, when something names it (by now). Corrupt when its
     file is not there: from here on a missing file counts as one that was unlinked after a last look."""
     if not store.disk.exists(pack_path(store.path / 'packs', row.kind, row.name)):
         raise Corrupt(f'pack {row.name.hex()} has vanished')
