@@ -304,7 +304,6 @@ async def test_a_tree_that_cannot_be_read_leaves_the_last_changes_to_the_journal
     """A damaged node stops commits; what was written and never synced is not lost by a clean end."""
     head, root = await volume(engine)
     await engine.commit()
-    await head.write(await head.make(root, b'f', FILE, 0, 0), 0, b'abc')
 
     async def build(*_: Any) -> Any:
         raise Corrupt('a node is damaged')
@@ -314,6 +313,7 @@ async def test_a_tree_that_cannot_be_read_leaves_the_last_changes_to_the_journal
         with pytest.raises(Corrupt):
             await engine.volume_create('other', 0, 0)
         assert list(engine.heads()) == ['home']
+        await head.write(await head.make(root, b'f', FILE, 0, 0), 0, b'abc')
         with pytest.raises(Corrupt):
             await engine.close()
     engine = await again(engine)
