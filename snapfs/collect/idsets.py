@@ -165,7 +165,8 @@ class PrefixSet:
         bits = min(max(cells.bit_length(), _FILTER_BITS_MIN), _FILTER_BITS_MAX)
         self._shift = np.uint64(64 - bits)
         self._filter = np.zeros(1 << bits, dtype=np.bool_)
-        self._filter[prefixes >> self._shift] = True
+        for start in range(0, len(prefixes), limits.COLLECT_REFS_BATCH):
+            self._filter[prefixes[start : start + limits.COLLECT_REFS_BATCH] >> self._shift] = True
 
     def __len__(self) -> int:
         return len(self._prefixes)

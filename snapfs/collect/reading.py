@@ -133,7 +133,7 @@ class StoreReader:
             part = ids[start : start + limits.LOCATE_IDS_MAX]
             answer = self.query(_STATEMENTS[table], (to_bytes(part), len(part)))[0][0]
             if answer is not None:
-                found = np.array(answer.split(' '), dtype=np.int64).reshape(-1, 6)
+                found = np.fromstring(answer, dtype=np.int64, sep=' ').reshape(-1, 6)
                 numbers[start + found[:, 0]] = found[:, 1:]
         return Places(numbers)
 

@@ -280,6 +280,7 @@ class _Run:
                 ids, requests = self.candidates.part(part)
                 controls += self._judge(ids, requests, prefixes.owners_of(start, start + len(ids)), scan)
                 start += len(ids)
+            del prefixes  # the next one is made when this one is gone
         if self.alarms:
             raise _Alarmed
         assert controls == len(self._control), 'a chunk of the canary was not judged'

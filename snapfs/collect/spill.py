@@ -83,7 +83,10 @@ class Candidates:
                 ids = self.part(number)[0]
                 prefixes[at : at + len(ids)] = ids[:, 0]
                 at += len(ids)
-            yield range(start, end), PrefixSet(prefixes)
+            found = PrefixSet(prefixes)
+            del prefixes
+            yield range(start, end), found
+            del found  # the next one is made when this one is gone
             start = end
 
     def part(self, number: int) -> tuple[Ids, Owners]:

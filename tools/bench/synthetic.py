@@ -44,6 +44,7 @@ DATA_ROWS = 60_000  # per data pack
 NODES_AT_ONCE = 500
 SHARED_EVERY = 2  # of the deleted snapshot's own references, every second is to data that the head has too
 ID = limits.ID_BYTES
+CONTROL = tuple(hashlib.sha256(b'canary %d' % number).digest() for number in range(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +208,14 @@ class _Maker:
 
     def canary(self) -> tuple[bytes, ...]:
         """Plant a canary; return its chunks."""
-        ids = [hashlib.sha256(b'canary %d' % number).digest() for number in range(16)]
-        keys = [extent_key(limits.INO_FIRST, number * EXTENT_BYTES) for number in range(16)]
-        top = self.keep(keys[0], encode_leaf(keys, [(EXTENT_BYTES, id) for id in ids]), 16, 16)
+        count = len(CONTROL)
+        keys = [extent_key(limits.INO_FIRST, number * EXTENT_BYTES) for number in range(count)]
+        top = self.keep(keys[0], encode_leaf(keys, [(EXTENT_BYTES, id) for id in CONTROL]), count, count)
         self.flush()
-        self._data.append(b''.join(ids))
+        self._data.append(b''.join(CONTROL))
         with self.store.catalog.transaction() as db:
-            db.execute('INSERT INTO canary VALUES (1, ?, 16, 16, 0)', (top.id,))
-        return tuple(ids)
+            db.execute('INSERT INTO canary VALUES (1, ?, ?, ?, 0)', (top.id, count, count))
+        return CONTROL
 
 
 def make(path: Path, shape: Shape) -> Made:
