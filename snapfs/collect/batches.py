@@ -327,7 +327,7 @@ class Batches:
         request, epoch, now_ns = take_number(db, 'next_request'), _setting(db, 'epoch'), self._world.time_ns()
         db.execute(
             'INSERT INTO request VALUES '
-            "(?, 'returned', 0, x'', x'', 0, NULL, 0, 0, 0, ?, ?, '', ?, ?, '', ?, NULL, ?)",
+            "(?, 'returned', 0, x'', x'', 0, NULL, 0, 0, 0, ?, ?, '', ?, ?, '', ?, NULL, ?, NULL, NULL)",
             (request, epoch, now_ns, row.number, now_ns, epoch, row.number),
         )
         return request

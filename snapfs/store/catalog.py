@@ -412,7 +412,7 @@ def write_dropped(db: sqlite3.Connection, part: RequestPart, epoch: int, time_ns
     number = take_number(db, 'next_request')
     db.execute(
         'INSERT INTO request VALUES '
-        "(?, 'dropped', ?, ?, x'', 0, NULL, 0, 0, 0, ?, ?, '', NULL, ?, '', ?, NULL, NULL)",
+        "(?, 'dropped', ?, ?, x'', 0, NULL, 0, 0, 0, ?, ?, '', NULL, ?, '', ?, NULL, NULL, NULL, NULL)",
         (number, part.volume, name, epoch, time_ns, time_ns, epoch),
     )
     slices = [

@@ -17,7 +17,7 @@ log = logging.getLogger('snapfs.store')
 
 OLDEST_VERSION = 1
 # What is copied into the tables whose text changed (a comment is enough: the text is compared).
-_CHANGED = {'settings': '*', 'request': '*', 'request_part': '*', 'incident': '*, NULL'}
+_CHANGED = {'settings': '*', 'request': '*, NULL, NULL', 'request_part': '*', 'incident': '*, NULL'}
 
 
 def migrate(db: sqlite3.Connection, version: int) -> None:

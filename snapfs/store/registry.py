@@ -95,15 +95,17 @@ class Registry:
             db.execute('UPDATE volume SET name = ? WHERE volume = ?', (stored, volume))
             return _volume(db, volume)
 
-    def volume_delete(self, volume: int, who: str, now_ns: int) -> RequestRow:
+    def volume_delete(
+        self, volume: int, who: str, now_ns: int, owner: tuple[int, int] | None = None
+    ) -> RequestRow:
         """Turn a volume into a request. Held while it has snapshots: each of them is deleted by its own
-        request."""
+        request. `owner`: (uid, gid) of its top directory, if known."""
         with self._catalog.transaction() as db:
             row = _volume(db, volume)
             count = db.execute('SELECT count(*) FROM snapshot WHERE volume = ?', (volume,)).fetchone()[0]
             if count:
                 raise Held(f'volume {row.name!r} has {count} snapshots', advice='Delete these first.')
-            request = _add_request(db, row, row, '', who, now_ns, self._catalog.epoch)
+            request = _add_request(db, row, row, '', who, (now_ns, self._catalog.epoch), owner)
             db.execute('DELETE FROM volume WHERE volume = ?', (volume,))
             return request
 
@@ -160,17 +162,19 @@ class Registry:
             db.execute('UPDATE snapshot SET name = ? WHERE number = ?', (stored, number))
             return _snapshot(db, number)
 
-    def snapshot_delete(self, number: int, who: str, now_ns: int) -> RequestRow:
-        """Turn a snapshot into a request. Held, naming the holds, while one of them holds."""
+    def snapshot_delete(
+        self, number: int, who: str, now_ns: int, owner: tuple[int, int] | None = None
+    ) -> RequestRow:
+        """Turn a snapshot into a request. Held, naming the holds, while one of them holds. `owner`: (uid,
+        gid) of its top directory, if known."""
         with self._catalog.transaction() as db:
             row = _snapshot(db, number)
             holds = [hold for hold in _holds(db, number) if hold.until_ns is None or hold.until_ns > now_ns]
             if holds:
                 names = ', '.join(f'{hold.name!r} of {hold.who}' for hold in holds)
                 raise Held(f'snapshot {row.name!r} is held: {names}', advice='Release the holds first.')
-            request = _add_request(
-                db, row, _volume(db, row.volume), row.name, who, now_ns, self._catalog.epoch
-            )
+            times = now_ns, self._catalog.epoch
+            request = _add_request(db, row, _volume(db, row.volume), row.name, who, times, owner)
             db.execute('DELETE FROM hold WHERE snapshot = ?', (number,))  # those that have ended
             db.execute('DELETE FROM snapshot WHERE number = ?', (number,))
             return request
@@ -339,10 +343,10 @@ def _add_request(
     volume: VolumeRow,
     name: str,
     who: str,
-    now_ns: int,
-    epoch: int,
+    times: tuple[int, int],
+    owner: tuple[int, int] | None,
 ) -> RequestRow:
-    number = take_number(db, 'next_request')
+    number, (now_ns, epoch) = take_number(db, 'next_request'), times
     if isinstance(row, SnapshotRow):
         kind, root_epoch, created_by, origin = 'snapshot', row.epoch, row.who, None
     else:
@@ -367,6 +371,7 @@ def _add_request(
         epoch,
         None,
         None,
+        *(owner or (None, None)),
     )
     db.execute(f'INSERT INTO request VALUES ({",".join("?" * len(values))})', values)
     return request_row(values)

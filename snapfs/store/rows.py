@@ -116,6 +116,15 @@ class RequestRow:
     epoch: int
     bytes: int | None
     batch: int | None
+    owner_user: int | None = None
+    owner_group: int | None = None
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """(uid, gid) of the deleted tree's top directory, or None when it is not known."""
+        if self.owner_user is None or self.owner_group is None:
+            return None
+        return self.owner_user, self.owner_group
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Kit:
             number = take_number(db, 'next_request')
             db.execute(
                 "INSERT INTO request VALUES (?, ?, 0, x'', x'', 0, NULL, 0, 0, 0, 0, 0, '', NULL, 0, '', ?, "
-                'NULL, NULL)',
+                'NULL, NULL, NULL, NULL)',
                 (number, kind, self.store.catalog.epoch),
             )
             for part, (what, ids) in enumerate((('chunks', chunks), ('subtrees', subtrees))):

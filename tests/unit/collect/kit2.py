@@ -114,7 +114,7 @@ class Built:
     ) -> None:
         root, totals = (None, (0, 0)) if plain is None else (node_id(plain), below(plain))
         values = (number, kind, 1, b'v', b'', 0, root, *totals, 99, 1, 1, 'x', None, 1, 'x', 1, None, batch)
-        self.sql(f'INSERT INTO request VALUES ({",".join("?" * 19)})', values)
+        self.sql(f'INSERT INTO request VALUES ({",".join("?" * 19)}, NULL, NULL)', values)
         for part, (what, ids) in enumerate((('chunks', chunks), ('subtrees', subtrees))):
             if joined := b''.join(ids):
                 self.sql('INSERT INTO request_part VALUES (?, ?, ?, ?)', (number, part, what, joined))
