@@ -87,6 +87,7 @@ class RealParts:
 
         options = request.options
         self._adapter = Adapter(engine, volume=request.volume, uid=options.uid, gid=options.gid)
+        engine.mounted_volume = self._adapter.namespace.mounted
         return self._adapter
 
     def collecting(self, engine: Engine) -> Collecting | None:

@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import trio
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Refused
+from snapfs.errors import Corrupt, Held, Refused, SnapfsError
 from snapfs.store.rows import HoldRow, RequestGroup, RequestRow, SnapshotRow, VolumeRow
 from snapfs.store.store import Store
 from snapfs.volume.commit import Committer
 from snapfs.volume.core import Core
 from snapfs.volume.head import Head
 from snapfs.volume.inode import Inode
-from snapfs.volume.view import SnapshotView
+from snapfs.volume.view import SnapshotView, View
 
 # (what happened, stable volume number, name, view number): see `Administration.on_change`.
 Listener = Callable[[str, int, str, int], None]
@@ -50,6 +50,7 @@ class Administration:
         # Called before a request is taken back; the collector lets go of it.
         self.take_back: Callable[[RequestRow], Awaitable[None]] | None = None
         self._views: dict[int, SnapshotView] = {}
+        self.mounted_volume: int | None = None  # stable number of the volume that a mount shows alone
         self._listeners: list[Listener] = []
         self._turn = trio.Lock()  # one administrative change at a time
 
@@ -164,7 +165,7 @@ class Administration:
         What happened is one of: volume-added, volume-removed, volume-renamed (with the old name), volume-
         rolled-back
         (with the old view number), snapshot-added, snapshot-removed, snapshot-renamed (with the old name),
-        request-added, request-removed.
+        request-added, request-moved (into a batch, or out of one), request-removed.
         """
         self._listeners.append(listener)
 
@@ -227,15 +228,18 @@ class Administration:
         return head
 
     async def volume_delete(self, name: str, who: str) -> RequestRow:
-        """Request the deletion of a volume with all its files. Held while it has snapshots."""
+        """Request the deletion of a volume with all its files. Held while it has snapshots, or is mounted."""
         async with self._alone():
             head = self._volume(name)
+            if head.row.volume == self.mounted_volume:
+                raise Held(f'volume {name!r} is mounted by itself', advice='Unmount it first.')
+            owner = await self._owner(head)
             await self._hold(head)
             try:
                 self._audit('volume-delete', volume=head.row.volume, name=name, who=who)
                 now = self.core.world.time_ns()
                 request = self._with_reserve(
-                    lambda: self.store.registry.volume_delete(head.row.volume, who, now)
+                    lambda: self.store.registry.volume_delete(head.row.volume, who, now, owner)
                 )
                 self._drop_head(head)
                 del self._heads[name]
@@ -348,14 +352,26 @@ class Administration:
         """Request the deletion of a snapshot. Held while a hold is on it. Costs the same at any size."""
         async with self._alone():
             row = self.snapshot_find(volume, name)
+            owner = await self._owner(self.snapshot_view(row.number))
             self._audit('snapshot-delete', volume=row.volume, name=f'{volume}@{name}', who=who)
             now = self.core.world.time_ns()
-            request = self._with_reserve(lambda: self.store.registry.snapshot_delete(row.number, who, now))
+            request = self._with_reserve(
+                lambda: self.store.registry.snapshot_delete(row.number, who, now, owner)
+            )
             del self._snapshots[row.volume][name]
             self._requests[request.number] = request
             self._tell('snapshot-removed', row.volume, name, row.number)
             self._tell('request-added', row.volume, name, request.number)
         return request
+
+    @staticmethod
+    async def _owner(view: View | None) -> tuple[int, int] | None:
+        """Return (uid, gid) of a view's top directory; None when it cannot be read: that stops no deletion."""
+        try:
+            root = await view.inode(limits.INO_ROOT) if view is not None else None
+        except SnapfsError:
+            return None
+        return None if root is None else (root.uid, root.gid)
 
     async def snapshot_undelete(
         self, number: int, new_name: str | None = None, new_volume: str | None = None
