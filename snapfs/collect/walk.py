@@ -42,7 +42,7 @@ def no_levels() -> Levels:
 
 def united(one: Levels, other: Levels) -> Levels:
     """Return the nodes of both. Corrupt when they claim different totals for one node."""
-    return [settle([a, b]) for a, b in zip(one, other, strict=True)]
+    return [settle([a, b]) if len(b) else a for a, b in zip(one, other, strict=True)]
 
 
 class Walk:
