@@ -98,8 +98,10 @@ class Collecting:
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Begin, and collect on the schedule until `stop`."""
+        begun = False
         with self._running:
             await self._guarded(self.begin)
+            begun = True
             task_status.started()
             self._next_ns = self.collector.clock.tick() + limits.COLLECT_FIRST_NS
             while True:
@@ -107,7 +109,8 @@ class Collecting:
                     await self._wake.wait()
                 self._wake = trio.Event()
                 await self._guarded(self._tick)
-        task_status.started()
+        if not begun:  # stopped before it began
+            task_status.started()
 
     async def stop(self) -> None:
         """Before the store is closed: end what moves. What is confirmed goes on at the next opening."""
