@@ -110,8 +110,6 @@ class Files(View):
         length = len(data)
         if not length:
             return 0
-        if self.gate is not None or self.dropped:
-            await self.pass_gate()
         end = offset + length
         if end > limits.FILE_BYTES_MAX:
             raise Refused(errno.EFBIG)
@@ -119,6 +117,8 @@ class Files(View):
         budget = self.core.budget
         if budget.tight(need):
             await budget.admit(need)
+        while self.gate is not None or self.dropped:  # looked at last: it may have been shut meanwhile
+            await self.pass_gate()
         budget.allowance -= need
         buffer = inode.buffer
         if buffer is None:
@@ -277,9 +277,8 @@ class Files(View):
         if len(value) > limits.XATTR_VALUE_BYTES_MAX:
             raise Refused(errno.E2BIG)
         need = len(value) + ITEM_BYTES_ESTIMATE
-        await self.pass_gate()
         await self.core.budget.admit(need)
-        known = await self.xattrs(inode)
+        known = await self._xattrs_to_change(inode)
         if flags & XATTR_CREATE and name in known:
             raise Refused(errno.EEXIST)
         if flags & XATTR_REPLACE and name not in known:
@@ -289,11 +288,21 @@ class Files(View):
         # A value too long to stand inline is a chunk. It is put now, so that the item can name it.
         if len(value) > limits.XATTR_INLINE_BYTES_MAX:
             async with self.core.flush_lock:
+                if self.dropped:
+                    raise Refused(errno.ESTALE)
                 # Whole: the item names one chunk.
                 self._xattr_store(inode, name, (1, len(value), self.core.put_whole(value)))
         else:
             self._xattr_store(inode, name, (0, value))
             self.fresh.items += len(value) // limits.XATTR_ITEM_BYTES
+
+    async def _xattrs_to_change(self, inode: Inode) -> dict[bytes, XattrValue]:
+        """As `xattrs`, and the gate is open then: what is changed before the next await is not lost."""
+        while True:
+            known = await self.xattrs(inode)
+            if self.gate is None and not self.dropped:
+                return known
+            await self.pass_gate()
 
     def _xattr_store(self, inode: Inode, name: bytes, item: XattrValue | None) -> None:
         # What is kept must be all there is: if it was let go meanwhile, it is read again when asked for.
@@ -309,9 +318,7 @@ class Files(View):
         """Remove an extended attribute. Refused: ENODATA when there is none of that name."""
         if self.core.budget.stopped is not None:
             raise self.core.budget.stopped
-        if self.gate is not None or self.dropped:
-            await self.pass_gate()
-        known = await self.xattrs(inode)
+        known = await self._xattrs_to_change(inode)
         if name not in known:
             raise Refused(errno.ENODATA)
         self._xattr_store(inode, name, None)

@@ -90,6 +90,16 @@ class Head(Files):
                 return cookie, entry
         return cookie, None
 
+    async def _find_place(self, parent: Inode, name: bytes) -> tuple[int, Entry | None]:
+        """As `_find_entry`, and the gate is open then: what is changed before the next await is not lost
+        behind it.
+        """
+        while True:
+            found = await self._find_entry(parent, name)
+            if self.gate is None and not self.dropped:
+                return found
+            await self.pass_gate()
+
     async def _parent(self, parent: Inode, need: int) -> None:
         """Check that names may be added to `parent`."""
         self.directory(parent)
@@ -123,7 +133,7 @@ class Head(Files):
         if len(target) > limits.SYMLINK_BYTES_MAX:
             raise Refused(errno.ENAMETOOLONG)
         await self._parent(parent, ITEM_BYTES_ESTIMATE)
-        cookie, found = await self._find_entry(parent, name)
+        cookie, found = await self._find_place(parent, name)
         if found is not None:
             raise Refused(errno.EEXIST)
         directory = stat.S_ISDIR(mode)
@@ -172,7 +182,7 @@ class Head(Files):
         if inode.is_directory():
             raise Refused(errno.EPERM)
         await self._parent(parent, ITEM_BYTES_ESTIMATE)
-        cookie, found = await self._find_entry(parent, name)
+        cookie, found = await self._find_place(parent, name)
         if found is not None:
             raise Refused(errno.EEXIST)
         if inode.nlink == 0:
@@ -199,7 +209,7 @@ class Head(Files):
         if self.gate is not None or self.dropped:
             await self.pass_gate()
         while True:
-            cookie, entry = await self._find_entry(parent, name)
+            cookie, entry = await self._find_place(parent, name)
             if entry is None:
                 raise Refused(errno.ENOENT)
             inode = self.inodes.get(entry[1])
@@ -358,7 +368,9 @@ class Head(Files):
             await self._refuse_loop(inode, new_parent)
             if victim is not None and flags & RENAME_EXCHANGE:
                 await self._refuse_loop(victim, parent)
-            if self._still(parent, name, inode) and self._still(new_parent, new_name, victim):
+            if self.gate is not None or self.dropped:
+                await self.pass_gate()
+            elif self._still(parent, name, inode) and self._still(new_parent, new_name, victim):
                 break
         if flags & RENAME_EXCHANGE:
             assert victim is not None
