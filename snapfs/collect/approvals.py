@@ -60,11 +60,7 @@ def approve(
     name = clean_text(who)
     if not name:
         raise Invalid('an approval needs the name of a person')
-    if plan.second_person and name in plan.requesters:
-        raise Held(
-            f'{name} asked for a deletion in this plan and cannot approve it: a second person must',
-            advice='Who may approve is set by: snapfs config second-person.',
-        )
+    check_second(plan, frozenset({name}))
     row = ApprovalRow(plan.digest, what, name, now_ns, trusted_ns + plan.approval_ns)
     with catalog.transaction() as db:
         db.execute('DELETE FROM approval WHERE until_trusted_ns <= ?', (trusted_ns - plan.approval_ns,))
@@ -80,6 +76,16 @@ def approve(
             (row.digest, row.what, row.who, row.given_ns, row.until_trusted_ns),
         )
     return row
+
+
+def check_second(plan: Plan, names: frozenset[str]) -> None:
+    """Raise Held when the plan wants a second person and whoever has these names is not one."""
+    asked = sorted(plan.requesters & names)
+    if plan.second_person and asked:
+        raise Held(
+            f'{asked[0]} asked for a deletion in this plan and cannot approve it: a second person must',
+            advice='Who may approve is set by: snapfs config second-person.',
+        )
 
 
 def counts(plan: Plan, rows: Iterable[ApprovalRow], what: str, trusted_ns: int) -> ApprovalRow | None:

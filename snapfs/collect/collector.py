@@ -161,6 +161,11 @@ class Collector:
         files = self.batches.files
         files.adopt(number, CONDEMNED_FILE, CONDEMNED, result.condemned_digest)
         files.adopt(number, RETURNED_FILE, RETURNED, result.returned_digest)
+        return self.draft(chosen, spec, result)
+
+    def draft(self, chosen: Chosen, spec: RecountSpec, result: Recount) -> Plan:
+        """Return the plan that these figures lead to. Changes nothing: a dry run shows it."""
+        number = int(spec.out.name)
         count, size = self._index_size()
         wanted = chosen.numbers
         expected = tuple(row for row in spec.expected.roots if not _is_request(row, wanted))

@@ -39,6 +39,7 @@ Progress = Callable[[int, int], None]
 JOBS = {
     'recount': ('snapfs.collect.recount', 'recount', 'RecountSpec', 'Recount'),
     'mentions': ('snapfs.collect.mentions', 'look_for_mentions', 'MentionSpec', 'Mentions'),
+    'why': ('snapfs.collect.why', 'why', 'WhySpec', 'Why'),
     'proof': ('snapfs.collect.proof', 'prove', 'ProofSpec', 'Proof'),
 }
 

@@ -79,6 +79,7 @@ class Collecting:
         self.waiting: dict[str, Waiting] = {}
         self.move: Move | None = None
         self.last: dict[str, Any] = {}
+        self.stopped = False
         self._runner = runner
         self._pinned = pinned
         self._lock = trio.Lock()
@@ -88,6 +89,7 @@ class Collecting:
         self._token = trio.lowlevel.current_trio_token()
         self._next_ns = 0
         engine.take_back = self.take_back
+        engine.standstill = self.collector.incidents.latched
         engine.store.chunks.on_condemned = self._read_alarm
 
     # --- the schedule ------------------------------------------------------------------------------------
@@ -114,6 +116,7 @@ class Collecting:
 
     async def stop(self) -> None:
         """Before the store is closed: end what moves. What is confirmed goes on at the next opening."""
+        self.stopped = True
         self._running.cancel()
         if self.move is not None:
             self.move.scope.cancel()
@@ -323,6 +326,8 @@ class Collecting:
     @contextmanager
     def _moving(self, what: str, requests: frozenset[int], number: int | None = None) -> Iterator[Move]:
         """What is inside can be ended by an undelete of one of these requests; it then just ends."""
+        if self.stopped:
+            raise Unavailable('the store is being closed')
         move = Move(what, requests, number, what)
         self.move = move
         try:
@@ -381,11 +386,15 @@ class Collecting:
             return None
         return batch(self.engine.store.catalog, rows[0][0])
 
-    async def approve(self, digest: bytes, who: str) -> dict[str, Any]:
-        """Record a person's word for the plan or batch of this digest. Invalid, Held: nothing was changed."""
+    async def approve(
+        self, digest: bytes, who: str, aliases: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        """Record a person's word for the plan or batch of this digest. Invalid, Held: nothing was changed.
+        `aliases`: what else `who` may be called in a request."""
         waiting = [(one.plan, approvals.LIMITS) for one in self.waiting.values()]
         waiting += await self._thread(self._resting_plans)
         plan, what = approvals.find(self.engine.store.catalog, waiting, digest)
+        approvals.check_second(plan, aliases | {who})
         collector = self.collector
         collector.clock.tick()
         times = (self.world.time_ns(), collector.clock.now_ns)
@@ -405,12 +414,19 @@ class Collecting:
         nothing."""
         if not deleted and mode == 'what-if':
             raise Invalid('nothing was named')
+        result: Recount = await self.look(mode, lambda: self.collector.what_if(deleted, mode))
+        return result
+
+    async def look(self, what: str, make: Callable[[], Any]) -> Any:
+        """Run a job that changes nothing, about the state of now, while no batch moves; `make` returns its
+        specification."""
         async with self._lock:
-            await self._plant()
-            await self.engine.commit()
-            spec = await self._thread(self.collector.what_if, deleted, mode)
-            with self._moving('what-if', frozenset()) as move:
-                return await self._run(spec, move)  # type: ignore[no-any-return]
+            if self.engine.store.latched is None:
+                await self._plant()
+                await self.engine.commit()
+            spec = await self._thread(make)
+            with self._moving(what, frozenset()) as move:
+                return await self._run(spec, move)
             raise Unavailable('it was interrupted')
 
     # --- alarms ------------------------------------------------------------------------------------------

@@ -182,9 +182,9 @@ class Daemon:
             if entry is not None:
                 runtime.remove_entry(entry, hello.pid)
             pyfuse3.close(unmount=False)
-            await server.stop_listening()
             if collecting is not None:
-                await collecting.stop()
+                await collecting.stop()  # first: a command that collects would be waited for
+            await server.stop_listening()
             clean = bool(engine.status()['writable'])  # else there is nothing that may still be written
             await engine.close()
             log.info('closed %s, %s', hello.store, 'clean' if clean else 'not clean')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Engine(Administration):
         self.world = world
         self.core = Core(store, world)
         self.committer = Committer(self.core, self._head_by_number.values)
+        # Says why nothing is deleted any more, or returns None; the collector's.
+        self.standstill: Callable[[], str | None] | None = None
         self._background: trio.CancelScope | None = None
         self._last_record = world.monotonic()
         self.replayed_records = 0
@@ -276,6 +279,9 @@ class Engine(Administration):
             return f'damaged: {len(self.core.damaged)} reads found bytes that are missing or wrong'
         for incident in self.store.catalog.incidents('collector'):
             return f'the collector is stopped: incident {incident.number}: {incident.reason}'
+        standstill = None if self.standstill is None else self.standstill()
+        if standstill is not None:  # a latch that could not be written down
+            return f'the collector is stopped: {standstill}'
         if self.core.budget.full:
             return 'full: the disk below has no room'
         return 'ok'
