@@ -39,7 +39,7 @@ COLUMNS = {
     'snapshot': 'number volume name root root_items root_refs next_ino epoch created_ns who damaged_ns',
     'hold': 'snapshot name who why created_ns until_ns',
     'request': 'number kind volume volume_name name view root root_items root_refs next_ino root_epoch '
-    'created_ns created_by origin requested_ns who epoch bytes batch',
+    'created_ns created_by origin requested_ns who epoch bytes batch owner_user owner_group',
     'request_part': 'request part kind ids',
     'batch': 'number state class horizon digest chunks bytes grace_ns planned_ns quarantined_ns '
     'quarantined_trusted_ns quarantined_epoch released_by confirmed_ns receipt freed ended_ns reason',

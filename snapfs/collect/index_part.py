@@ -59,6 +59,7 @@ class Packs:
 
     def __init__(self, store: Path, uuid: bytes, facts: Sequence[PackFact]) -> None:
         self._store = store
+        self.uuid = uuid
         self._facts = {fact.pack: fact for fact in facts}
         self._odd: dict[int, str] = {}
         for fact in facts:
@@ -173,17 +174,21 @@ class IndexPart:
         self._packs = packs
         self._bounds = (low, high)
         odd = packs.odd_rows(db, low, high)
-        halves = []
-        cursor = db.execute('SELECT id FROM chunk WHERE id >= ? AND id < ? ORDER BY id', (low, high))
+        self._key = np.uint64(int.from_bytes(packs.uuid[:8], 'big') | 1)
+        db.execute('BEGIN')
+        text = 'SELECT {} FROM chunk WHERE id >= ? AND id < ?'
+        self._numbers = np.empty(db.execute(text.format('count(*)'), (low, high)).fetchone()[0], np.uint64)
+        cursor, filled = db.execute(text.format('id'), (low, high)), 0
         while rows := cursor.fetchmany(limits.MENTION_BLOCK_IDS):
-            halves.append(_half(as_ids(b''.join([id for (id,) in rows]))))
-        empty = np.empty((0, 2), np.uint64)
-        both = np.concatenate(halves or [empty])
-        halves.clear()
-        self._first, self._second = both[:, 0].copy(), both[:, 1].copy()
-        self._seen = np.zeros(len(self._first), np.bool_)
+            self._numbers[filled : filled + len(rows)] = self._number(
+                as_ids(b''.join([id for (id,) in rows]))
+            )
+            filled += len(rows)
+        db.execute('COMMIT')
+        self._numbers.sort()
+        self._seen = np.zeros(len(self._numbers), np.bool_)
         self._odd = dict(odd)
-        self._odd_at = np.zeros(len(self._first), np.bool_)
+        self._odd_at = np.zeros(len(self._numbers), np.bool_)
         if odd:
             self._odd_at[self._find(as_ids(b''.join(id for id, _ in odd)))[0]] = True
 
@@ -194,18 +199,23 @@ class IndexPart:
         count = db.execute('SELECT count(*) FROM chunk').fetchone()[0]
         parts = 1
         while count > parts * limits.PROOF_INDEX_ROWS and parts < 256:
-            parts *= 2
+            parts += 1
         edges = [bytes([n * 256 // parts]) + bytes(_ID - 1) for n in range(parts)]
         return list(zip(edges, [*edges[1:], b'\xff' * (_ID + 1)], strict=True))
 
     def _find(self, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return for each id where its row is, and whether that is certain."""
-        halves = _half(ids)
-        at = np.searchsorted(self._first, halves[:, 0])
-        at = np.minimum(at, max(len(self._first) - 1, 0))
-        if not len(self._first):
+        numbers = self._number(ids)
+        at = np.searchsorted(self._numbers, numbers)
+        at = np.minimum(at, max(len(self._numbers) - 1, 0))
+        if not len(self._numbers):
             return at, np.zeros(len(ids), np.bool_)
-        return at, (self._first[at] == halves[:, 0]) & (self._second[at] == halves[:, 1])
+        return at, self._numbers[at] == numbers
+
+    def _number(self, ids: Ids) -> npt.NDArray[np.uint64]:
+        halves = np.ascontiguousarray(ids[:, :16]).view('>u8').reshape(-1, 2).astype(np.uint64)
+        numbers: npt.NDArray[np.uint64] = halves[:, 0] ^ (halves[:, 1] * self._key)
+        return numbers
 
     def check(self, ids: Ids, resting: bool) -> Iterator[tuple[int, bytes, str]]:
         """Yield (index, id, why) of those among `ids` that belong to this part and are not there."""
@@ -253,8 +263,3 @@ class IndexPart:
                     self._packs.read(id, kind, Place(pack, offset, stored))
                 except Corrupt as error:
                     yield id, str(error)
-
-
-def _half(ids: Ids) -> npt.NDArray[np.uint64]:
-    """Return the first 16 bytes of each id as two numbers."""
-    return np.ascontiguousarray(ids[:, :16]).view('>u8').reshape(-1, 2).astype(np.uint64)
