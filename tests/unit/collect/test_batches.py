@@ -123,6 +123,18 @@ def test_an_alarm_restores_every_batch_that_can_be(batch_store, batches, clock, 
     assert batch(store.catalog, ended.number).state == FREED
 
 
+def test_an_alarm_decides_about_every_batch_before_it_moves_any(batch_store, batches, ids, monkeypatch):
+    rows = [quarantined(batch_store, batches, part) for part in (ids[:2], ids[2:4])]
+
+    def fail(number, after):
+        raise Corrupt('the power went')
+
+    monkeypatch.setattr(batches, 'restore_slice', fail)
+    with pytest.raises(Corrupt, match='the power went'):
+        batches.restore_all('P7: a read')
+    assert [batch(batch_store.catalog, row.number).restoring for row in rows] == [True, True]
+
+
 # --- what stays ------------------------------------------------------------------------------------------
 def test_chunks_put_since_the_horizon_stay_in_the_index(batch_store, batches, ids):
     number = request(batch_store, ids)

@@ -251,6 +251,12 @@ def test_an_approval_counts_for_its_plan_its_purpose_and_its_time(batch_store, p
     assert (event['event'], event['digest'], event['who']) == ('approve', plan.digest.hex(), 'ann')
 
 
+def test_an_approval_of_another_digest_does_not_count_however_it_was_found(plan):
+    row = approvals.ApprovalRow(bytes(32), LIMITS, 'ann', 1, DAY_NS)
+    assert approvals.counts(plan, [row], LIMITS, 1) is None
+    assert approvals.counts(plan, [dataclasses.replace(row, digest=plan.digest)], LIMITS, 1) is not None
+
+
 @pytest.fixture
 def second_person(batch_store, batches, ids):
     change(batch_store.catalog, batch_store.audit, 'second-person', 'on', 'root')
