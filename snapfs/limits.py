@@ -161,6 +161,8 @@ BATCH_SLICE_PARTS = 100  # request parts of up to 32 KiB removed by one transact
 PLAN_BYTES_MAX = 256 * MIB  # of plan.json: 65,536 volumes and a million snapshots of 200 bytes
 APPROVALS_MAX = 1000  # kept at a time
 AUDIT_NAMES_MAX = 100  # of requests and people in one line of the audit log
+AUDIT_LINES_SHOWN_MAX = 1000
+EVIDENCE_SHOWN_BYTES_MAX = 64 * KIB  # of each file of an incident; all of it is in .snapfs/incidents
 CANARY_SLICE_PART = 100  # one chunk in so many is freed first, and the store proved, before the rest goes
 REPACKS_PER_SWEEP_MAX = 64  # new packs written in one go
 COLLECT_FIRST_NS = 60 * 10**9  # after opening, before anything is collected
@@ -189,6 +191,7 @@ CALL_WAIT_SECONDS = (
     60.0  # a command waits so long for a store that starts, stops or is busy with another command
 )
 CALL_RETRY_SECONDS = 0.02
+PROGRESS_SECONDS = 0.2  # how often a command that takes long is asked how far it is
 MOUNT_WAIT_SECONDS = 120.0  # a mount waits so long for the daemon before it to finish
 MOUNT_LOOK_SECONDS = 1.0  # and looks so often whether that one is on its way out at all
 UMOUNT_WAIT_SECONDS = 600.0  # the last commit may have much to write

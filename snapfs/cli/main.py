@@ -25,6 +25,12 @@ NOUNS = {
     'volume': ('volume', 'Create, list, rename, delete, clone and roll back volumes.'),
     'snapshot': ('snapshot', 'Create, list, show, rename, delete and undelete snapshots.'),
     'hold': ('hold', 'Keep snapshots from being deleted.'),
+    'collect': ('collect', 'Free what was deleted, or say what would be freed.'),
+    'quarantine': ('collect', 'List what is on its way, and when it is freed at the earliest.'),
+    'incident': ('incident', 'List, show and acknowledge what made the collector stop.'),
+    'config': ('configuration', 'Show and change the settings of deletion.'),
+    'audit': ('audit', 'Show who deleted what; verify the audit log.'),
+    'why': ('why', 'Say who keeps a file or a chunk alive.'),
 }
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_SYSTEM, EXIT_PIPE = 2, 130, 1, 141
 

@@ -45,6 +45,17 @@ def call(command: str, **arguments: Any) -> Any:
     return client.call(target, command, arguments)
 
 
+def call_watched(command: str, directory: str | None = None, **arguments: Any) -> Any:
+    """As `call`, with a bar on a terminal that shows how far the collector is. `directory`: stand there."""
+    from snapfs.cli.progress import bar
+    from snapfs.service import client
+
+    store, as_json = click.get_current_context().obj
+    target = client.locate(store, os.environ, directory)
+    with bar(sys.stderr.isatty() and not as_json) as watch:
+        return client.call(target, command, arguments, watch=watch)
+
+
 def show(value: Any, render: Callable[[Any], None]) -> None:
     """Print the value as JSON if asked, else let `render` print it for people."""
     _store, as_json = click.get_current_context().obj

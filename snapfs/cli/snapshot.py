@@ -37,10 +37,21 @@ def list_(volume: str | None, deleted: bool) -> None:
 
 @snapshot_command.command('show', epilog='Example: snapfs snapshot show home@monday')
 @click.argument('snapshot', metavar='VOLUME@NAME')
+@click.option('--quick', is_flag=True, help='Leave out the bytes that only this snapshot holds.')
 @output.store_options
-def show(snapshot: str) -> None:
-    """Show everything that is known of a snapshot."""
-    output.show(output.call('snapshot.show', snapshot=snapshot), _render_one)
+def show(snapshot: str, quick: bool) -> None:
+    """Show everything that is known of a snapshot, with the bytes that it alone holds."""
+    output.show(output.call_watched('snapshot.show', snapshot=snapshot, space=not quick), _render_one)
+
+
+@snapshot_command.command('space', epilog='Example: snapfs snapshot space home@monday home@tuesday')
+@click.argument('snapshots', metavar='VOLUME@NAME...', nargs=-1, required=True)
+@output.store_options
+def space(snapshots: tuple[str, ...]) -> None:
+    """Say how many bytes would come back if these snapshots were deleted, all together. Exact."""
+    from snapfs.cli.collect import render_space
+
+    output.show(output.call_watched('snapshot.space', snapshots=list(snapshots)), render_space)
 
 
 @snapshot_command.command('rename', epilog='Example: snapfs snapshot rename home@monday before-upgrade')
@@ -52,12 +63,18 @@ def rename(snapshot: str, name: str) -> None:
     output.show(output.call('snapshot.rename', snapshot=snapshot, name=name), _quiet)
 
 
-@snapshot_command.command('delete', epilog='Example: snapfs snapshot delete home@monday')
-@click.argument('snapshot', metavar='VOLUME@NAME')
+@snapshot_command.command('delete', epilog='Example: snapfs snapshot delete home@monday home@tuesday')
+@click.argument('snapshots', metavar='VOLUME@NAME...', nargs=-1, required=True)
 @output.store_options
-def delete(snapshot: str) -> None:
-    """Request the deletion of a snapshot. It can be taken back with `snapfs snapshot undelete`."""
-    output.show(output.call('snapshot.delete', snapshot=snapshot), output.say_request)
+def delete(snapshots: tuple[str, ...]) -> None:
+    """Request the deletion of snapshots. It can be taken back with `snapfs snapshot undelete`.
+
+    When one of them cannot be deleted, none is.
+    """
+    if len(snapshots) == 1:
+        output.show(output.call('snapshot.delete', snapshot=snapshots[0]), output.say_request)
+        return
+    output.show(output.call('snapshot.delete-all', snapshots=list(snapshots)), _say_requests)
 
 
 @snapshot_command.command(
@@ -77,6 +94,11 @@ def undelete(request: str, name: str | None, volume: str | None) -> None:
 
 def _quiet(_value: Any) -> None:
     """Nothing to say when all went well, as other commands that change file systems."""
+
+
+def _say_requests(requests: Any) -> None:
+    for request in requests:
+        output.say_request(request)
 
 
 def _render(snapshots: Any) -> None:
@@ -100,16 +122,20 @@ def _render_requests(requests: Any) -> None:
             one['what'],
             output.moment(one['requested_ns']),
             one['who'],
-            output.size(one['bytes']),
+            '-' if one['batch'] is None else str(one['batch']),
         )
         for one in requests
     ]
-    output.table(('number', 'kind', 'what', 'requested', 'by', 'bytes'), rows, 'Nothing is to be deleted.')
+    output.table(('number', 'kind', 'what', 'requested', 'by', 'batch'), rows, 'Nothing is to be deleted.')
 
 
 def _render_one(one: Any) -> None:
     rows = [('snapshot', one['snapshot']), ('taken', output.moment(one['created_ns'])), ('by', one['who'])]
     rows += [('number', str(one['number'])), ('root', one['root'] or 'empty')]
+    space = one.get('space')
+    if space is not None:
+        alone = space['why'] if space['bytes'] is None else f'{output.size(space["bytes"])}'
+        rows.append(('it alone holds', alone))
     for hold in one['holds']:
         until = '' if hold['until_ns'] is None else f' until {output.moment(hold["until_ns"])}'
         rows.append(('held', f'{hold["name"]} by {hold["who"]}{until}: {hold["why"]}'))

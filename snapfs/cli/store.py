@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from snapfs.cli import output
+from snapfs.cli.progress import describe
 from snapfs.errors import Invalid
 
 
@@ -78,10 +79,14 @@ def umount_command(mountpoint: str, as_json: bool) -> None:
 
 
 @click.command('status', epilog='Example: snapfs status --store /srv/store --json')
+@click.option('--space', is_flag=True, help='Count exactly what waits for deletion, and what leaked.')
 @output.store_options
-def status_command() -> None:
-    """Show the state of the store: health, volumes, sizes, counters, and the daemon if it is mounted."""
-    output.show(output.call('status'), _render_status)
+def status_command(space: bool) -> None:
+    """Show the state of the store: health, volumes, sizes, deletion, and the daemon if it is mounted."""
+    status = output.call('status')
+    if space and 'collector' in status:
+        status['collector']['space'] = output.call_watched('space')
+    output.show(status, _render_status)
 
 
 def _render_status(value: Any) -> None:
@@ -90,8 +95,40 @@ def _render_status(value: Any) -> None:
     if daemon is not None:
         lines = [('daemon', f'pid {daemon["pid"]}'), ('mounted at', daemon['mountpoint'])]
         lines.append(('socket', daemon['socket']))
-    lines += [(key, item) for key, item in _flatten('', value) if not key.startswith('daemon')]
+    lines += [(key, item) for key, item in _flatten('', value) if not key.startswith(('daemon', 'collector'))]
+    if 'collector' in value:
+        lines += _deletion(value['collector'])
     output.table(('what', 'value'), [(key, str(item)) for key, item in lines], '')
+
+
+def _deletion(told: Any) -> list[tuple[str, str]]:
+    """Return what a person wants to know of deletion."""
+    space, batches, moving = told['space'], told['batches'], told['moving']
+    waits = sum(space['pending_requests'].values())
+    pending = f'{waits} requests in no batch'
+    if 'pending' in space:
+        pending += f', {output.size(space["pending"]["bytes"])} would come back'
+    rest = f'{output.size(space["quarantined_bytes"])} in {len(batches)} batches'
+    dues = [one['earliest_ns'] for one in batches if one['earliest_ns'] is not None]
+    if dues:
+        rest += f', the first can be freed at {output.moment(min(dues))}'
+    lines = [('collector', 'idle' if moving is None else f'at work: {describe(moving)}')]
+    if told['stopped'] is not None:
+        lines = [('collector', f'stands still: {told["stopped"]}')]
+    if told['error'] is not None:
+        lines.append(('collector waits', told['error']))
+    lines += [('pending', pending), ('quarantined', rest)]
+    lines += [
+        ('waits for approval', f'{one["digest"]}: {output.size(one["bytes"])}: {"; ".join(one["reasons"])}')
+        for one in told['waiting']
+    ]
+    if 'leaked' in space:
+        lines.append(
+            ('leaked', f'{output.size(space["leaked"]["bytes"])}, {space["leaked"]["chunks"]} chunks')
+        )
+    lines.append(('reclaimable', f'{output.size(space["reclaimable_bytes"])} of packs belong to no chunk'))
+    lines.append(('packs', f'{output.size(space["packs_bytes"])}, {output.size(space["live_bytes"])} in use'))
+    return lines
 
 
 def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:

@@ -7,17 +7,22 @@ finds neither a socket nor a free lock waits, limits.CALL_WAIT_SECONDS at most, 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from snapfs import limits
-from snapfs.errors import Invalid, Unavailable
+from snapfs.errors import Invalid, SnapfsError, Unavailable
 from snapfs.service import mounts, runtime, sockets, wire
 from snapfs.world import World
+
+Watch = Callable[[Any], None]
 
 
 class NoDaemon(Exception):
@@ -62,6 +67,10 @@ class Connection:
     def set_timeout(self, seconds: float | None) -> None:
         """Let `receive` wait so long from now on, None for ever."""
         self._socket.settimeout(seconds)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the beginning of an answer, or the end; return whether it has come."""
+        return bool(select.select([self._socket], [], [], seconds)[0])
 
     def send(self, request: wire.Request) -> None:
         """Send a request. NoDaemon when the daemon hung up before it could have read it."""
@@ -124,8 +133,16 @@ def check_store(path: Path) -> None:
         raise Invalid(f'there is no store at {path}', advice=f'snapfs init {path} makes one.')
 
 
-def call(target: Target, command: str, arguments: wire.Arguments, *, world: World | None = None) -> object:
-    """Carry a command out and return its JSON-able value. Raises one of the six errors."""
+def call(
+    target: Target,
+    command: str,
+    arguments: wire.Arguments,
+    *,
+    world: World | None = None,
+    watch: Watch | None = None,
+) -> object:
+    """Carry a command out and return its JSON-able value. Raises one of the six errors. `watch` is told
+    now and then what the collector moves (None: nothing), as collect.progress has it."""
     clock = world or World()
     deadline = clock.monotonic() + limits.CALL_WAIT_SECONDS
     request = wire.Request(command, arguments, target.device)
@@ -136,20 +153,20 @@ def call(target: Target, command: str, arguments: wire.Arguments, *, world: Worl
                 # a command that may or may not have been carried out must never be sent twice.
                 hello = connection.ask(wire.Request('hello', {}, target.device))
                 if not (isinstance(hello, dict) and hello.get('closing')):
-                    return _ask_once(connection, request)
+                    return _ask_once(connection, request, target if watch is not None else None, watch)
         except NoDaemon:
             alone = lock_is_free(target.store)
         else:
             alone = False  # it is closing
         if alone:
-            return call_here(target.store, command, arguments)
+            return call_here(target.store, command, arguments, watch)
         if clock.monotonic() >= deadline:
             who = holder(target.store)
             raise Unavailable(f'{target.store} stayed locked for {limits.CALL_WAIT_SECONDS:.0f} s{who}')
         _pause(limits.CALL_RETRY_SECONDS)
 
 
-def call_here(store: Path, command: str, arguments: wire.Arguments) -> object:
+def call_here(store: Path, command: str, arguments: wire.Arguments, watch: Watch | None = None) -> object:
     """Open the store in this process, carry the command out, close the store again."""
     import trio
 
@@ -158,7 +175,8 @@ def call_here(store: Path, command: str, arguments: wire.Arguments) -> object:
     check_store(store)
     process.check_interpreter()
     process.check_chunker()
-    return trio.run(compose.call_engine, store, wire.Request(command, arguments), sockets.this_process())
+    request = wire.Request(command, arguments)
+    return trio.run(compose.call_engine, store, request, sockets.this_process(), None, watch)
 
 
 def lock_is_free(store: Path) -> bool:
@@ -206,14 +224,28 @@ def refuse_second_daemon(store: Path) -> None:
         raise Unavailable(f'{store} is mounted already, at {where}', advice='')
 
 
-def _ask_once(connection: Connection, request: wire.Request) -> object:
+def _ask_once(
+    connection: Connection, request: wire.Request, target: Target | None, watch: Watch | None
+) -> object:
     try:
-        return connection.ask(request)
+        connection.send(request)
+        if target is not None and watch is not None:
+            _watch(connection, target, watch)
+        return connection.receive()
     except NoDaemon:
         raise Unavailable(f'the daemon ended during {request.command}; look whether it was done') from None
 
 
-def _pause(seconds: float) -> None:
-    import select
+def _watch(connection: Connection, target: Target, watch: Watch) -> None:
+    """Until the answer comes, tell how far the daemon is. It is asked over another connection."""
+    with (
+        contextlib.suppress(NoDaemon, SnapfsError),
+        Connection(target.store, limits.CONTROL_IDLE_SECONDS) as side,
+    ):
+        while not connection.wait(limits.PROGRESS_SECONDS):
+            answer = side.ask(wire.Request('collect.progress', {}, target.device))
+            watch(answer.get('moving') if isinstance(answer, dict) else None)
 
+
+def _pause(seconds: float) -> None:
     select.select([], [], [], seconds)

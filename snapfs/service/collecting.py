@@ -81,7 +81,7 @@ class Collecting:
         self.last: dict[str, Any] = {}
         self.stopped = False
         self._runner = runner
-        self._pinned = pinned
+        self.pinned = pinned
         self._lock = trio.Lock()
         self._running = trio.CancelScope()
         self._wake = trio.Event()
@@ -180,7 +180,7 @@ class Collecting:
             report['freed'].append(await self._second(row))
         if fresh:
             await self._plant()
-            for chosen in await self._thread(self.collector.choose, self._pinned()):
+            for chosen in await self._thread(self.collector.choose, self.pinned()):
                 done = await self._first(chosen)
                 report['quarantined' if isinstance(done, BatchRow) else 'waiting'].append(done)
         report['swept'] = await self._sweep()
@@ -386,9 +386,7 @@ class Collecting:
             return None
         return batch(self.engine.store.catalog, rows[0][0])
 
-    async def approve(
-        self, digest: bytes, who: str, aliases: frozenset[str] = frozenset()
-    ) -> dict[str, Any]:
+    async def approve(self, digest: bytes, who: str, aliases: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Record a person's word for the plan or batch of this digest. Invalid, Held: nothing was changed.
         `aliases`: what else `who` may be called in a request."""
         waiting = [(one.plan, approvals.LIMITS) for one in self.waiting.values()]

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from snapfs.errors import Invalid, Refused
+from snapfs.errors import Held, Invalid, Refused
 from snapfs.service import shapes
 from snapfs.service.sockets import Peer
 from snapfs.service.wire import Arguments, Request
@@ -31,6 +31,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     'bool': (bool,),
     'str | None': (str, type(None)),
     'int | None': (int, type(None)),
+    'list[str]': (list,),
 }
 
 
@@ -104,12 +105,21 @@ def _checked(name: str, function: Command, arguments: Arguments) -> dict[str, An
         value = arguments[key]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise Invalid(f'the argument {key!r} of {name} has the wrong type')
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise Invalid(f'the argument {key!r} of {name} has the wrong type')
     return arguments
 
 
 @command('status')
 async def status(call: Call) -> JSON:
-    return {**call.engine.status(), 'daemon': call.service}
+    told = {**call.engine.status(), 'daemon': call.service}
+    return told if call.collector is None else {**told, 'collector': await _collector(call)}
+
+
+async def _collector(call: Call) -> JSON:
+    from snapfs.service.space import overview
+
+    return await overview(call.collecting)
 
 
 @command('volume.create')
@@ -142,14 +152,14 @@ async def volume_delete(call: Call, name: str) -> JSON:
 
 @command('volume.clone')
 async def volume_clone(call: Call, snapshot: str, name: str) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
+    volume, row = find_snapshot(call.engine, snapshot)
     await call.engine.volume_clone(volume, row.name, name)
     return _volume(call.engine, name)
 
 
 @command('volume.rollback')
 async def volume_rollback(call: Call, snapshot: str) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
+    volume, row = find_snapshot(call.engine, snapshot)
     safety = await call.engine.volume_rollback(volume, row.name, call.peer.name)
     return {'volume': volume, 'now': snapshot, 'safety': shapes.snapshot(volume, safety, [])}
 
@@ -173,22 +183,45 @@ async def snapshot_list(call: Call, volume: str | None = None) -> JSON:
 
 
 @command('snapshot.show')
-async def snapshot_show(call: Call, snapshot: str) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
-    return shapes.snapshot(volume, row, call.engine.hold_list(volume, row.name))
+async def snapshot_show(call: Call, snapshot: str, space: bool = False) -> JSON:
+    volume, row = find_snapshot(call.engine, snapshot)
+    shown = shapes.snapshot(volume, row, call.engine.hold_list(volume, row.name))
+    if not space or call.collector is None:
+        return shown
+    from snapfs.service.space import alone
+
+    return {**shown, 'space': await alone(call.collecting, row)}
 
 
 @command('snapshot.rename')
 async def snapshot_rename(call: Call, snapshot: str, name: str) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
+    volume, row = find_snapshot(call.engine, snapshot)
     await call.engine.snapshot_rename(volume, row.name, name)
     return await snapshot_show(call, f'{volume}@{name}')
 
 
 @command('snapshot.delete')
 async def snapshot_delete(call: Call, snapshot: str) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
+    volume, row = find_snapshot(call.engine, snapshot)
     return _request(call.engine, await call.engine.snapshot_delete(volume, row.name, call.peer.name))
+
+
+@command('snapshot.delete-all')
+async def snapshot_delete_all(call: Call, snapshots: list[str]) -> JSON:
+    """Delete several. When one of them cannot be, none is."""
+    engine = call.engine
+    found = [find_snapshot(engine, text) for text in snapshots]
+    twice = next((text for text in snapshots if snapshots.count(text) > 1), None)
+    if twice is not None:
+        raise Invalid(f'{twice!r} is named twice')
+    now_ns = engine.world.time_ns()
+    for volume, row in found:
+        holds = [one for one in engine.hold_list(volume, row.name) if (one.until_ns or now_ns + 1) > now_ns]
+        if holds:
+            names = ', '.join(f'{one.name!r} of {one.who}' for one in holds)
+            raise Held(f'snapshot {volume}@{row.name} is held: {names}', advice='Release the holds first.')
+    who = call.peer.name
+    return [_request(engine, await engine.snapshot_delete(volume, row.name, who)) for volume, row in found]
 
 
 @command('snapshot.undelete')
@@ -212,21 +245,21 @@ async def request_list(call: Call) -> JSON:
 
 @command('hold.add')
 async def hold_add(call: Call, snapshot: str, hold: str, why: str, until_ns: int | None = None) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
+    volume, row = find_snapshot(call.engine, snapshot)
     await call.engine.hold_add(volume, row.name, hold, call.peer.name, why, until_ns)
     return next(one for one in await hold_list(call, snapshot) if one['name'] == hold)
 
 
 @command('hold.release')
 async def hold_release(call: Call, snapshot: str, hold: str) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
+    volume, row = find_snapshot(call.engine, snapshot)
     await call.engine.hold_release(volume, row.name, hold)
     return {'snapshot': snapshot, 'name': hold}
 
 
 @command('hold.list')
 async def hold_list(call: Call, snapshot: str) -> JSON:
-    volume, row = _snapshot(call.engine, snapshot)
+    volume, row = find_snapshot(call.engine, snapshot)
     return [shapes.hold(snapshot, one) for one in call.engine.hold_list(volume, row.name)]
 
 
@@ -241,9 +274,23 @@ def _volume(engine: Engine, name: str) -> JSON:
     return shapes.volume(_head(engine, name).row, len(engine.snapshot_list(name)))
 
 
-def _snapshot(engine: Engine, text: str) -> tuple[str, SnapshotRow]:
+def find_snapshot(engine: Engine, text: str) -> tuple[str, SnapshotRow]:
+    """Return the volume's name and the row of VOLUME@NAME. Refused(ENOENT), naming the request if it was
+    deleted."""
     volume, name = parse_snapshot(text)
-    return volume, engine.snapshot_find(volume, name)
+    try:
+        return volume, engine.snapshot_find(volume, name)
+    except Refused as error:
+        rows = [_request(engine, row) for row in engine.request_list()]
+        gone = [row for row in rows if row['what'] == text]
+        if error.errno != errno.ENOENT or not gone:
+            raise
+        number = max(row['number'] for row in gone)
+        raise Refused(
+            errno.ENOENT,
+            f'snapshot {text} was deleted already, by request {number}',
+            advice=f'Take that back with: snapfs snapshot undelete {number}.',
+        ) from None
 
 
 def _request(engine: Engine, row: RequestRow) -> JSON:

@@ -7,14 +7,16 @@ Imports of the heavy layers happen inside the functions.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from snapfs import limits
 from snapfs.errors import SnapfsError
-from snapfs.service import commands, sockets, wire
+from snapfs.service import collect_commands, commands, sockets, wire  # noqa: F401  (enters its commands)
 from snapfs.world import World
 
 if TYPE_CHECKING:
@@ -128,25 +130,43 @@ def create_store(path: Path) -> None:
 
 
 async def call_engine(
-    store: Path, request: wire.Request, peer: sockets.Peer, parts: Parts | None = None
+    store: Path,
+    request: wire.Request,
+    peer: sockets.Peer,
+    parts: Parts | None = None,
+    watch: Callable[[Any], None] | None = None,
 ) -> object:
-    """Open the store in this process, carry one command out, close the store. Entry point for trio.run."""
+    """Open the store in this process, carry one command out, close the store. Entry point for trio.run.
+    `watch` is told of the collector's progress now and then."""
     parts = parts or RealParts()
     engine = await parts.open_engine(store, 1.0)
     # The nursery would wrap what goes wrong into a group; the caller wants the error itself.
     outcome: object = None
     failure: Exception | None = None
+    collecting: Collecting | None = None
     async with trio.open_nursery() as background:
         await background.start(engine.run)
         try:
             collecting = parts.collecting(engine)
             if collecting is not None:
                 await collecting.begin()
+                if watch is not None:
+                    background.start_soon(_tell_progress, collecting, watch)
             outcome = await commands.dispatch(engine, request, peer, None, collecting)
         except Exception as error:
             failure = error
+        if collecting is not None:
+            await collecting.stop()
         await engine.close()
         background.cancel_scope.cancel()
     if failure is not None:
         raise failure
     return outcome
+
+
+async def _tell_progress(collecting: Collecting, watch: Callable[[Any], None]) -> None:
+    from snapfs.service.space import moving
+
+    while True:
+        watch(moving(collecting))
+        await collecting.world.sleep(limits.PROGRESS_SECONDS)
