@@ -48,7 +48,6 @@ class Root(NamedTuple):
     root: str
     items: int
     refs: int
-    ids: int
     resting: int | None
 
 
@@ -111,15 +110,13 @@ SELECT 'canary', number, '', root, root_items, root_refs, NULL FROM canary
 UNION ALL SELECT 'request', r.number, CAST(r.volume_name || '@' || r.name AS TEXT), r.root, r.root_items,
   r.root_refs, CASE WHEN b.state IN ('PLANNED', 'QUARANTINED') THEN b.number END
   FROM request r LEFT JOIN batch b ON b.number = r.batch
-  WHERE b.number IS NULL OR b.state NOT IN ('CONFIRMED', 'FREED')
+  WHERE r.kind IN ('snapshot', 'volume') AND (b.number IS NULL OR b.state NOT IN ('CONFIRMED', 'FREED'))
 UNION ALL SELECT 'snapshot', number, CAST(name AS TEXT), root, root_items, root_refs, NULL FROM snapshot
 UNION ALL SELECT 'volume', volume, CAST(name AS TEXT), root, root_items, root_refs, NULL FROM volume
 """
-PARTS = 'SELECT p.kind, ids FROM request_part p JOIN request r ON number = request WHERE number = ? {}'
 RESTING = (
     "(SELECT q.* FROM quarantine q JOIN batch ON number = batch WHERE state IN ('PLANNED', 'QUARANTINED'))"
 )
-NOT_LEAKED = "AND r.kind <> 'leaked'"
 
 
 def connect(store: Path) -> sqlite3.Connection:
@@ -165,24 +162,11 @@ class Replay:
         ):
             self.packs[number] = self._pack(name, kind, state, size)
         for kind, number, name, root, items, refs, resting in self.db.execute(ROOTS).fetchall():
-            count = 0
-            if kind == 'request':
-                ((count,),) = self.db.execute(
-                    'SELECT coalesce(sum(length(ids)), 0) / ? FROM request_part WHERE request = ?',
-                    (limits.ID_BYTES, number),
-                )
-            self.roots.append(Root(kind, number, name, (root or b'').hex(), items, refs, count, resting))
+            self.roots.append(Root(kind, number, name, (root or b'').hex(), items, refs, resting))
         for one in self.roots:
             by, resting = f'{one.kind} {one.number}', one.resting is not None
             if one.root:
                 self._tree(bytes.fromhex(one.root), by, resting)
-            if one.kind == 'request':
-                for what, ids in self.db.execute(PARTS.format(NOT_LEAKED), (one.number,)).fetchall():
-                    for id in split(ids):
-                        if what == 'subtrees':
-                            self._tree(id, by, resting)
-                        else:
-                            self._all_there([id], by, resting)
 
     def _pack(self, name: bytes, kind: int, state: str, size: int) -> Pack:
         folder = 'data' if kind == RecordKind.DATA else 'meta'

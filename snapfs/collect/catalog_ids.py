@@ -69,6 +69,8 @@ BLOBS = frozenset(
         ('approval', 'digest'),
     }
 )
+# What commits dropped, batches returned and a person called leaked: nobody can take these requests back.
+ASKED = frozenset({('request_part', 'ids')})
 PLACES = frozenset({('chunk', 'id'), ('quarantine', 'id'), ('freed', 'id')})
 _OVER = "(SELECT number FROM batch WHERE state IN ('CONFIRMED', 'FREED'))"
 # ids, whether the whole tree below is meant (1) or the chunks alone (0), batch, what to call the row
@@ -89,13 +91,14 @@ CLAIMS = {
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A row that keeps chunks. `ids`: 32 bytes each, back to back; `batch`: that of its request, or
-    None."""
+    """A row that names chunks. `ids`: 32 bytes each, back to back; `reach`: with all below them; `batch`:
+    that of its request, or None. `keeps`: False for a request that nobody can take back: it only asks."""
 
     row: str
     ids: bytes
     reach: bool
     batch: int | None
+    keeps: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +241,7 @@ def claims(db: sqlite3.Connection) -> Iterator[Claim]:
                 or row is None
             ):
                 raise Corrupt(f'catalog: an impossible {table}.{column} ({row})')
-            yield Claim(row, ids, bool(reach), batch)
+            yield Claim(row, ids, bool(reach), batch, (table, column) not in ASKED)
 
 
 def batches_with(db: sqlite3.Connection, table: str, ids: Iterable[bytes]) -> dict[bytes, set[Any]]:

@@ -3,7 +3,7 @@
 Specification. UTF-8 JSON, one object, keys sorted, no spaces, one newline at the end. Keys: `certificate`
 1; `store` (uuid), `batch` (number or null), `epoch`, `hashed`, `passed`, `nodes`, `references`, `chunks`,
 `packs`, `missing` (how many), `evidence` (a list of [id, by, why]), `roots` (a list of [kind, number,
-name, root, items, refs, ids, resting] in the order of the catalog), and `digest`: BLAKE3-256 of the same
+name, root, items, refs, resting] in the order of the catalog), and `digest`: BLAKE3-256 of the same
 JSON without `digest`, its newline included. Ids, uuid and digest are hexadecimal."""
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ id is judged:
   when the mentioned chunk has been stored afresh since: then that copy is meant.
 - It is *live* when a row of the catalog keeps the mentioner, or names the chunk itself: recount 1 was
   wrong.
+- Else, when a request that nobody can take back asks for the mentioner, it will go, too: it needs nothing.
 - Else nobody can come to the mentioner: a *leftover*, of a crash or of what waits to be freed in its turn.
   It needs nothing, but in doubt we keep: the chunk leaves the batch. A mentioner that has been freed
   already does not count.
@@ -177,6 +178,7 @@ class _Recount:
         self._journal_copies: dict[bytes, set[tuple[bytes, int]]] = {}
         self._claims: list[tuple[int, str, int | None]] = []  # place, row, batch
         self._reaching: list[Claim] = []
+        self._asked: list[Claim] = []
         control = sorted(set(spec.control))
         self._control = {id: prefixes_of(as_ids(id))[0] for id in control}
         self._records = self._items = self._references = self._bytes = 0
@@ -336,6 +338,9 @@ class _Recount:
             self._see_control(claim.ids)
             if claim.batch == self._spec.batch:
                 continue
+            if not claim.keeps:
+                self._asked.append(claim)
+                continue
             if claim.reach:
                 self._reaching.append(claim)
             places = self._condemned.find(as_ids(claim.ids))
@@ -381,6 +386,8 @@ class _Recount:
             return
         parents = parents_above(waiting, self._branches, self._branch_at)
         kept_by = keepers(self._reaching, parents)
+        below = keepers([claim for claim in self._asked if claim.reach], parents)
+        alone = keepers([claim for claim in self._asked if not claim.reach], {id: set() for id in waiting})
         rows = {table: batches_with(db, table, waiting) for table in ('chunk', 'quarantine', 'freed')}
         for id, pending in waiting.items():
             gone = id in rows['freed'] and id not in rows['chunk'] and id not in rows['quarantine']
@@ -389,7 +396,7 @@ class _Recount:
                 if keeper is not None:
                     how = f'{self._nodes[id].where}, which {keeper.row} keeps'
                     self._is_live(place, f'node {id.hex()}', how)
-                elif not kept_by[id] and not gone:
+                elif not kept_by[id] and not below[id] and not alone[id] and not gone:
                     self._leftovers.add(place)
 
     def _is_live(self, place: int, by: str, how: str) -> None:

@@ -48,8 +48,8 @@ class ProofSpec:
 @dataclass(frozen=True, slots=True)
 class ProvedRoot:
     """A root as the catalog had it. `root`: hexadecimal, '' for none; `items`, `refs`: totals below it;
-    `ids`: how many ids a request names one by one; `resting`: the batch in quarantine that its request is
-    in, or None."""
+    `resting`: the batch in quarantine that its request is in, or None. Requests that nobody can take back
+    are no roots."""
 
     kind: str
     number: int
@@ -57,7 +57,6 @@ class ProvedRoot:
     root: str
     items: int
     refs: int
-    ids: int
     resting: int | None
 
 
@@ -163,13 +162,8 @@ UNION ALL SELECT 'snapshot', number, CAST(name AS TEXT), root, root_items, root_
 UNION ALL SELECT 'canary', number, '', root, root_items, root_refs, NULL FROM canary UNION ALL SELECT
 'request', request.number, CAST(volume_name || '@' || name AS TEXT), root, root_items, root_refs, CASE WHEN
 batch.state IN ('PLANNED', 'QUARANTINED') THEN batch.number END FROM request LEFT JOIN batch ON
-batch.number = request.batch WHERE batch.state IS NULL OR batch.state NOT IN ('CONFIRMED', 'FREED') ORDER
-BY 1, 2 """
-# What a crash leaked need not have a row; it is nobody's.
-_PARTS = """
-SELECT request_part.kind, ids FROM request_part JOIN request ON request.number = request
-WHERE request = ? AND request.kind <> 'leaked' ORDER BY part
-"""
+batch.number = request.batch WHERE request.kind IN ('snapshot', 'volume') AND (batch.state IS NULL OR
+batch.state NOT IN ('CONFIRMED', 'FREED')) ORDER BY 1, 2 """
 
 
 def _standing(db: sqlite3.Connection) -> tuple[list[ProvedRoot], list[_Start]]:
@@ -181,14 +175,8 @@ def _standing(db: sqlite3.Connection) -> tuple[list[ProvedRoot], list[_Start]]:
             if type(root) is not bytes or len(root) != _ID:
                 raise Corrupt(f'catalog: the root of {row} is no id')
             starts.append(_Start(row, root, True, resting is not None, (items, refs)))
-        count = 0
-        for what, ids in db.execute(_PARTS, (number,)) if kind == 'request' else ():
-            if type(ids) is not bytes or len(ids) % _ID:
-                raise Corrupt(f'catalog: the ids of {row} are none')
-            starts.append(_Start(row, ids, what == 'subtrees', resting is not None, None))
-            count += len(ids) // _ID
         text = '' if root is None else root.hex()
-        roots.append(ProvedRoot(kind, number, name, text, items, refs, count, resting))
+        roots.append(ProvedRoot(kind, number, name, text, items, refs, resting))
     return roots, starts
 
 
@@ -314,6 +302,7 @@ class _Walk:
                 for id, why in index.verify():
                     self._miss(id, 'the index', why)
             self._progress((number + 1) * leaves // len(parts), leaves)
+            del index  # before the next one is made: one at a time fits into memory
 
     def _tables(self, ids: Ids, resting: bool, *, count: bool) -> Iterator[tuple[str, bytes]]:
         for id, refs in self._read(ids, resting, 0, tell=count):

@@ -3,7 +3,8 @@
 Candidates are what the batch's requests reach. Condemned are the candidates that no standing root reaches,
 and no others. In this order:
 
-1. The worker's own list of roots is compared with the one the daemon froze at the horizon (roots.agree).
+1. The worker's own list of roots is compared with the one the daemon froze at the horizon (roots.agree). A
+   request that nobody can take back, what a commit dropped, is counted and keeps nothing.
 2. All branches below the standing roots are read: now every live node is known by its id. The requests of
    resting batches come second; their nodes may lie in quarantine.
 3. All nodes below the batch's requests are read, except live ones: what a live node reaches is alive. These
@@ -19,7 +20,7 @@ take more passes) and with nodes (about 60 bytes each), not with references.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,6 +129,11 @@ class Recount:
     seen: tuple[RootRow, ...]
 
 
+# Roots that last; pins and recoveries, which end and leave no request behind; requests of resting batches;
+# and, when leaks are looked for, what somebody has asked for already.
+LASTING, PASSING, RESTING, ASKED = range(4)
+
+
 class _Alarmed(Exception):
     """The recount ends here: there is evidence."""
 
@@ -172,6 +178,7 @@ class _Run:
         self.condemned = IdFile(spec.out)
         self.returned = IdFile(spec.out)
         self.alarms: list[Alarm] = []
+        self.seen: tuple[RootRow, ...] = ()
         self.roots: tuple[RootRow, ...] = ()
         self.requests: tuple[RootRow, ...] = ()
         self.epoch = self.firm = 0
@@ -194,9 +201,13 @@ class _Run:
         with self.reader.transaction():
             found = root_set(self.reader.query, extra=handed_in)
         self.epoch = found.epoch
-        self.roots, self.requests = _divide(self.spec, found)
-        self.firm = sum(row.batch is None for row in self.roots)
-        self.lasting = sum(row.batch is None and row.kind not in HANDED_IN for row in self.roots)
+        self.seen, self.requests = _divide(self.spec, found)
+        # A wish that nobody can take back keeps nothing; but what somebody asked for already is no leak.
+        asked = self.spec.mode == 'leaks'
+        self.roots = tuple(row for row in self.seen if asked or row.kind != 'dropped')
+        self.roots = tuple(sorted(self.roots, key=_rank))  # stable: in the registry's order otherwise
+        self.lasting = sum(_rank(row) == LASTING for row in self.roots)
+        self.firm = sum(_rank(row) <= PASSING for row in self.roots)
         self._kept = np.zeros((len(self.roots), 3), dtype=np.int64)  # chunks, bytes, shared references
         self._freed = np.zeros((len(self.requests) + 1, 3), dtype=np.int64)
         self._back = np.zeros(2, dtype=np.int64)
@@ -208,10 +219,16 @@ class _Run:
         passing = self.roots[self.lasting : self.firm]
         self._passing = self._walk(passing, self.lasting, self._lasting.levels, strict=True)
         firm = united(self._lasting.levels, self._passing.levels)
-        self._resting = self._walk(self.roots[self.firm :], self.firm, firm, strict=False)
+        resting = [row for row in self.roots[self.firm :] if row.kind != 'dropped']
+        self._resting = self._walk(resting, self.firm, firm, strict=False)
         self._alive = united(firm, self._resting.levels)
+        first = self.firm + len(resting)
+        self._asked = self._walk(self.roots[first:], first, self._alive, strict=False, lenient=True)
+        self._alive = united(self._alive, self._asked.levels)
 
-    def _walk(self, rows: tuple[RootRow, ...], first: int, known: Levels, strict: bool) -> Walk:
+    def _walk(
+        self, rows: Sequence[RootRow], first: int, known: Levels, strict: bool, lenient: bool = False
+    ) -> Walk:
         def name(owner: int) -> str:
             return rows[owner - first].name
 
@@ -222,7 +239,8 @@ class _Run:
             if row.subtrees:
                 for ids in self._parts(row, 'subtrees'):
                     tops.append(claim(ids, UNKNOWN, UNKNOWN, owner))
-        walk = Walk(self.reader, known, name, not strict, self._missing if strict else None, self._tick)
+        on_missing = self._missing if strict else None
+        walk = Walk(self.reader, known, name, not strict, on_missing, self._tick, lenient)
         walk.run(tops)
         self._known += len(walk.levels[0])
         return walk
@@ -249,13 +267,18 @@ class _Run:
             for rows in self.reader.rows(text, (self.spec.expected.epoch,)):
                 self.candidates.add(to_array(b''.join([row[0] for row in rows])), 0)
         # What only passing roots reach is gone into: it must not be forgotten when these have passed.
-        walk = self._walk(self.requests, 0, self._lasting.levels, strict=True)
-        for met in walk.met:
+        trees = sum(row.kind != 'dropped' for row in self.requests)
+        known = self._lasting.levels
+        walk = self._walk(self.requests[:trees], 0, known, strict=True)
+        # What a commit dropped may be condemned already, by a batch that reaches it from a snapshot.
+        parts = self._walk(self.requests[trees:], trees, known, strict=False, lenient=True)
+        for met in (*walk.met, *parts.met):
             np.add.at(self._kept[:, 2], met.owners.astype(np.intp), met.refs + 1)
-        for claims in walk.levels:
-            self.candidates.add(claims.ids, claims.owners)
-        for ids, owners, _ in walk.leaves():
-            self.candidates.add(ids, owners)
+        for one in (walk, parts):
+            for claims in one.levels:
+                self.candidates.add(claims.ids, claims.owners)
+            for ids, owners, _ in one.leaves():
+                self.candidates.add(ids, owners)
         for owner, row in enumerate(self.requests):
             if row.chunks:
                 for part in self._parts(row, 'chunks'):
@@ -297,14 +320,14 @@ class _Run:
                     prefixes.mark(ids[:, 0], np.uint32(owner))
                     if trips is not None and owner < self.firm:
                         self._trip(trips, ids, np.full(len(ids), owner, dtype=np.uint32))
-        for walk in (self._lasting, self._passing, self._resting):
+        for walk in (self._lasting, self._passing, self._resting, self._asked):
             references = walk.branch_refs
             items = 0
             for ids, owners, count in walk.leaves():
                 prefixes.mark(ids[:, 0].copy(), owners)
                 references += len(ids)
                 items += count
-                if trips is not None and walk is not self._resting:
+                if trips is not None and walk in (self._lasting, self._passing):
                     self._trip(trips, ids, owners)
             if first:
                 self.references += references
@@ -319,7 +342,10 @@ class _Run:
         mine = ~control
         count = int(control.sum())
         ids, requests, keepers = ids[mine], requests[mine], keepers[mine]
-        sizes = self._sizes(ids, requests, scan) + HEADER_BYTES
+        sizes = self._sizes(ids, requests, scan)
+        there = sizes >= 0
+        ids, requests, keepers, sizes = ids[there], requests[there], keepers[there], sizes[there]
+        sizes = sizes + HEADER_BYTES
         gone = keepers == NOBODY
         kept = keepers[~gone].astype(np.intp)
         _add(self._kept, kept, sizes[~gone])
@@ -331,7 +357,8 @@ class _Run:
         return count
 
     def _sizes(self, ids: Ids, requests: Owners, scan: bool) -> Numbers:
-        """Return the payload bytes of each chunk in its pack. Corrupt when one is not in the index."""
+        """Return the payload bytes of each chunk in its pack. Corrupt when one is not in the index; -1 for
+        one that a request without a tree names, and that another batch has condemned or freed before."""
         if scan:
             sizes = self._scan(ids)
         else:
@@ -339,6 +366,8 @@ class _Run:
             sizes = np.where(numbers[:, PACK] < 0, -1, numbers[:, STORED])
         for place in np.flatnonzero(sizes < 0).tolist():
             owner = int(requests[place])
+            if owner < len(self.requests) and self.requests[owner].kind == 'dropped':
+                continue
             name = self.requests[owner].name if owner < len(self.requests) else 'the index'
             self._missing(to_bytes(ids[place]), name)
             raise Corrupt(f'chunk {to_bytes(ids[place]).hex()} of {name} is not in the index')
@@ -411,7 +440,7 @@ class _Run:
     def result(self) -> Recount:
         """Return what was found; with an alarm, nothing is condemned."""
         quiet = not self.alarms
-        walks = (self._lasting, self._passing, self._resting) if quiet else ()
+        walks = (self._lasting, self._passing, self._resting, self._asked) if quiet else ()
         freed = self._freed if quiet else self._freed * 0
         return Recount(
             horizon=self.spec.expected.epoch,
@@ -431,7 +460,7 @@ class _Run:
             condemned_digest=self.condemned.digest(),
             returned_digest=self.returned.digest(),
             alarm=tuple(self.alarms),
-            seen=self.roots,
+            seen=self.seen,
         )
 
 
@@ -444,7 +473,17 @@ def _divide(spec: RecountSpec, found: RootSet) -> tuple[tuple[RootRow, ...], tup
         raise Unavailable(f'{kind} {number} is not there any more: it was taken back, or is being freed')
     expected = tuple(row for row in spec.expected.roots if _named(row) not in wanted)
     standing = tuple(row for row in found.roots if _named(row) not in wanted)
+    deleted = tuple(sorted(deleted, key=lambda row: row.kind == 'dropped'))
     return agree(replace(spec.expected, roots=expected), replace(found, roots=standing)), deleted
+
+
+def _rank(row: RootRow) -> int:
+    """Return in which order roots are walked: what a later one reaches alone may not be where it should."""
+    if row.kind == 'dropped':
+        return ASKED
+    if row.batch is not None:
+        return RESTING
+    return PASSING if row.kind in HANDED_IN else LASTING
 
 
 def _named(row: RootRow) -> tuple[str, int]:

@@ -50,7 +50,7 @@ class Walk:
 
     `either`: nodes may be in quarantine too. `names` gives an owner's name for messages. `on_missing(id,
     owner's name)` is called before Corrupt is raised for a node that is not where it has to be. `tick(n)` is
-    called now and then: n more nodes are read.
+    called now and then: n more nodes are read. `lenient`: nodes that are nowhere are passed over.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Walk:
         either: bool = False,
         on_missing: Missing | None = None,
         tick: Callable[[int], None] = lambda count: None,
+        lenient: bool = False,
     ) -> None:
         self._reader = reader
         self._known = known
@@ -68,6 +69,7 @@ class Walk:
         self._either = either
         self._on_missing = on_missing
         self._tick = tick
+        self._lenient = lenient
         self._leaf_places: Places | None = None
         self.levels = no_levels()
         self.met: list[Claims] = []  # nodes in `known` that were come across, as `known` has them
@@ -81,12 +83,13 @@ class Walk:
         for known in self._known:
             tops = self._unknown(tops, known)
         # A row does not say how high its tree is; the top node does. It is read again with its level.
+        tops = self._standing(tops)
         for position, plain in self._nodes(tops, self._locate(tops)):
             header = peek_header(plain)
             self._check(tops, position, header, header.level)
             pending[header.level].append(tops.take(np.array([position])))
         for level in range(LEVELS - 1, 0, -1):
-            claims = self._unknown(settle(pending[level]), self._known[level])
+            claims = self._standing(self._unknown(settle(pending[level]), self._known[level]))
             pending[level] = []
             self.levels[level] = claims
             for position, plain in self._nodes(claims, self._locate(claims)):
@@ -99,7 +102,16 @@ class Walk:
                 owner = int(claims.owners[position])
                 children = b''.join(node.children)
                 pending[level - 1].append(claim(children, node.child_items, node.child_refs, owner))
-        self.levels[0] = self._unknown(settle(pending[0]), self._known[0])
+        self.levels[0] = self._standing(self._unknown(settle(pending[0]), self._known[0]))
+
+    def _standing(self, claims: Claims) -> Claims:
+        """Return the nodes that are somewhere; all of them, unless the walk is lenient."""
+        if not self._lenient or not len(claims):
+            return claims
+        missing = self._reader.locate_either(claims.ids).missing
+        there = np.ones(len(claims), dtype=np.bool_)
+        there[missing] = False
+        return claims.take(there)
 
     def _unknown(self, claims: Claims, known: Claims) -> Claims:
         """Return what is not known; note what is, and is not gone into."""

@@ -206,13 +206,14 @@ class Kit:
         return set(part.chunks).union(*(self.reach(id, stop) for id in part.subtrees))
 
     def alive(self, without: Iterable[int] = ()) -> set[bytes]:
-        """Everything that a root reaches, these requests left out."""
+        """Everything that a root reaches, these requests left out. What a commit dropped, nobody can take
+        back."""
         registry, gone = self.store.registry, set(without)
         found: set[bytes] = set()
         for row in [*registry.volumes(), *registry.snapshots()]:
             found |= self.reach(row.root)
         for request in registry.requests():
-            if request.number not in gone:
+            if request.number not in gone and request.kind in ('snapshot', 'volume'):
                 found |= self.reach_of_request(request)
         for (root,) in self.store.catalog.query('SELECT root FROM canary'):
             found |= self.reach(root)
@@ -223,7 +224,8 @@ class Kit:
         rows = [row for row in self.store.registry.snapshots() if row.number not in set(snapshots)]
         found = set().union(*(self.reach(row.root) for row in [*rows, *self.store.registry.volumes()]))
         for request in self.requests():
-            found |= self.reach_of_request(request)
+            if request.kind in ('snapshot', 'volume'):
+                found |= self.reach_of_request(request)
         for (root,) in self.store.catalog.query('SELECT root FROM canary'):
             found |= self.reach(root)
         return found
@@ -235,7 +237,7 @@ class Kit:
         tops += [row[0] for row in self.store.catalog.query('SELECT root FROM canary')]
         for request in self.requests():
             if request.number not in gone:
-                tops += [request.root, *self.store.registry.request_part(request.number).subtrees]
+                tops.append(request.root)
         reached = set().union(*(self.reach(top) for top in tops))
         nodes = {row[0] for row in self.store.catalog.query('SELECT id FROM chunk WHERE kind = 2')}
         return reached & nodes

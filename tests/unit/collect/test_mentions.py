@@ -78,7 +78,7 @@ def test_a_condemned_chunk_of_a_volume_is_live_and_the_evidence_names_node_pack_
     assert seen.leftovers == ()
 
 
-@pytest.mark.parametrize('kind', ['snapshot', 'canary', 'request', 'subtree', 'volume'])
+@pytest.mark.parametrize('kind', ['snapshot', 'canary', 'request', 'volume'])
 def test_every_kind_of_row_keeps_what_is_below_it(built: Built, kind: str) -> None:
     """The root that recount 1 forgot: of whatever kind, its chunks must not go."""
     scene = Scene(built)
@@ -91,12 +91,11 @@ def test_every_kind_of_row_keeps_what_is_below_it(built: Built, kind: str) -> No
         'snapshot': lambda: built.snapshot(7, lost_top),
         'canary': lambda: built.canary(lost_top),
         'request': lambda: built.request(7, plain=lost_top),
-        'subtree': lambda: built.request(7, 'dropped', subtrees=[node_id(lost_top)]),
         'volume': lambda: built.volume(7, lost_top),
     }[kind]
     row()
     built.batch(2, [extra])
-    name = {'canary': 'canary 1', 'subtree': 'request 7'}.get(kind, f'{kind} 7')
+    name = {'canary': 'canary 1'}.get(kind, f'{kind} 7')
     seen = built.mentions(2)
     assert only(seen)[::2] == (extra, seen.live[0].how)
     assert seen.live[0].how.endswith(f'which {name} keeps')
@@ -120,18 +119,25 @@ def test_a_request_of_the_batch_keeps_nothing_of_another_batch_everything(built:
     assert built.mentions().live == ()
 
 
-def test_a_request_that_names_a_node_alone_does_not_keep_what_is_below_it(built: Built) -> None:
+@pytest.mark.parametrize('kind', ['dropped', 'returned', 'leaked'])
+def test_a_request_that_nobody_takes_back_keeps_nothing(built: Built, kind: str) -> None:
+    """What a commit dropped asks to go as well; without the request it is a leftover, and in doubt we
+    keep."""
     scene = Scene(built)
     old = leaf([scene.x[1]], 9)
-    built.put_nodes(old)
+    above = branch([old, scene.left])
+    built.put_nodes(old, above)
     built.commit()
-    built.request(2, 'dropped', chunks=[node_id(old)])
+    assert built.mentions().leftovers == (scene.x[1],)
+    built.request(2, kind, chunks=[node_id(old), scene.x[1]])
     seen = built.mentions()
-    assert (seen.live, seen.leftovers) == ((), (scene.x[1],))
+    assert (seen.live, seen.leftovers) == ((), ())
     built.sql('DELETE FROM request_part')
-    built.request(3, 'dropped', chunks=[node_id(old), scene.x[1]])
+    built.request(3, kind, subtrees=[node_id(above)])
     seen = built.mentions()
-    assert only(seen) == (scene.x[1], 'request 3', 'names it')
+    assert (seen.live, seen.leftovers) == ((), ())
+    built.volume(9, above)  # but a root that stands keeps it all the same
+    assert only(built.mentions())[0] == scene.x[1]
 
 
 def test_a_record_without_a_row_is_a_leftover_unless_something_comes_to_it(built: Built) -> None:
@@ -202,7 +208,7 @@ def test_what_another_batch_needs_is_served_by_its_own_copy_only(built: Built) -
     built.sql('DELETE FROM volume WHERE volume = 2')
     built.sql('DELETE FROM quarantine WHERE batch = 2 AND id = ?', (scene.x[0],))
     (built.path / 'batches' / '2' / 'condemned').write_bytes(node_id(again))
-    assert {one.by.split()[0] for one in built.mentions().live} == {'node', 'request'}
+    assert {one.by.split()[0] for one in built.mentions().live} == {'node'}
 
 
 def journal(built: Built, ids: list[bytes], chunks: list[object] | None = None) -> None:

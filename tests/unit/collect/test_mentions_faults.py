@@ -111,6 +111,25 @@ def test_a_truncated_listing(built: Built, monkeypatch: pytest.MonkeyPatch) -> N
     refuses(built, 'not on the disk')
 
 
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where no pack of the catalog is missed: nobody knows what else is in there."""
+    known = {path.parent.name for path in [*built.pack_files('data'), *built.pack_files('meta')]}
+    folder = built.path / 'packs' / 'meta' / next(f'{n:02x}' for n in range(9) if f'{n:02x}' not in known)
+    folder.mkdir()
+    built.mentions()
+    real = os.listdir
+
+    def fail(path: Any) -> list[str]:
+        if Path(path) == folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(os, 'listdir', fail)
+    refuses(built, 'cannot list')
+
+
 @pytest.mark.parametrize('call', ['listdir', 'lstat', 'open', 'preadv', 'pread'])
 @pytest.mark.parametrize('code', [errno.EIO, errno.EACCES, errno.ENOENT])
 def test_an_error_at_any_call_is_not_taken_for_an_empty_answer(

@@ -24,6 +24,9 @@ class Model:
     children: dict[bytes, list[bytes]] = field(default_factory=dict)  # of every node record
     rows: dict[bytes, set[object]] = field(default_factory=dict)  # id -> 'chunk', 'freed', numbers of batches
     claims: list[tuple[bytes, bool, int | None]] = field(default_factory=list)  # id, reach, batch
+    asked: list[tuple[bytes, bool, int | None]] = field(
+        default_factory=list
+    )  # likewise: nobody takes these back
 
     def reach(self, top: bytes) -> set[bytes]:
         found: set[bytes] = set()
@@ -41,6 +44,10 @@ class Model:
         excused = {id for id in condemned if 'chunk' not in self.rows[id]}
         standing = [claim for claim in self.claims if claim[2] != batch]
         reaches = [(self.reach(id), owner) for id, reach, owner in standing if reach]
+        asked: set[bytes] = set()
+        for id, reach, owner in self.asked:
+            if owner != batch:
+                asked |= self.reach(id) if reach else {id}
         live, leftovers = set(), set()
         for x in condemned:
             if 'chunk' in self.rows[x]:
@@ -55,7 +62,7 @@ class Model:
                 owners = {owner for reach, owner in reaches if node in reach}
                 if any(owner is None or owner not in self.rows[x] for owner in owners):
                     live.add(x)
-                elif not owners and self.rows.get(node, set()) != {'freed'}:
+                elif not owners and node not in asked and self.rows.get(node, set()) != {'freed'}:
                     leftovers.add(x)
         return live, leftovers
 
@@ -147,8 +154,8 @@ def add_claims(
         else:
             alone = chance.sample([*data, *map(node_id, nodes)], 2)
             built.request(number, 'dropped', batch=batch, chunks=alone, subtrees=[node_id(top)])
-            model.claims += [(id, False, batch) for id in alone]
-            model.claims.append((node_id(top), True, batch))
+            model.asked += [(id, False, batch) for id in alone]
+            model.asked.append((node_id(top), True, batch))
 
 
 @pytest.mark.parametrize('seed', SEEDS)

@@ -294,11 +294,10 @@ def test_results_of_a_crashed_worker_are_replaced(kit):
 def test_heads_that_commit_meanwhile_keep_what_they_had_and_have(kit):
     volume = 1
     kit.write(volume, {5: 777})  # which the batch's requests do not reach
-    spec = kit.spec(kit.numbers)
-    # A commit drops it all; its request is newer than the horizon, and a root.
-    kit.write(volume, dict.fromkeys(range(150)))
+    spec, condemned = kit.spec(kit.numbers), kit.condemned(kit.numbers)
+    kit.write(volume, dict.fromkeys(range(150)))  # a commit drops it all
     recount(spec)
-    assert ids_in(kit) == sorted(kit.condemned(kit.numbers))
+    assert ids_in(kit) == sorted(condemned)
 
 
 # --- what is not right ----------------------------------------------------------------------------------
@@ -556,15 +555,38 @@ def test_a_live_reference_to_what_is_freed(kit):
         kit.sql('DELETE FROM freed')
 
 
-def test_a_pending_request_that_names_what_is_only_in_quarantine(kit):
+def test_what_is_condemned_already_is_passed_over(kit):
+    """A commit dropped what a snapshot had as well; the snapshot's batch took it."""
     volume = kit.volume('w')
     kit.write(volume, {2: 999_999})
     kit.write(volume, {2: None})
     id = data_id(content_of(999_999))
     kit.batch([], [id])
-    assert alarmed(kit, 'quarantine', deleted=[kit.number])[0].id == id
+    assert recount(kit.spec([kit.number])).alarm == ()
     last = max(row.number for row in kit.requests('dropped'))
-    assert alarmed(kit, 'quarantine', deleted=[last])[0].id == id  # a candidate as well
+    result = recount(kit.spec([last]))
+    assert result.alarm == ()
+    assert id not in ids_in(kit)
+
+
+def test_subtrees_that_another_batch_took_are_passed_over(kit):
+    """The nodes of a dropped subtree are in quarantine, or gone: what is left of it is still found."""
+    volume = kit.volume('w')
+    kit.write(volume, {index: 1_000_000 + index for index in range(400)})
+    root = kit.store.registry.volumes()[-1].root
+    kit.write(volume, dict.fromkeys(range(400)))
+    number = kit.request('dropped', [], [root])
+    reach = sorted(kit.reach(root))
+    nodes = [id for id in reach if is_node(kit, id)]
+    assert len(nodes) > 3
+    before = recount(kit.spec([number]))
+    assert ids_in(kit) == sorted(kit.condemned([number]))
+    assert before.condemned >= len(reach) - 40
+    kit.batch([], nodes[:2])
+    kit.sql('DELETE FROM chunk WHERE id = ?', nodes[2])
+    after = recount(kit.spec([number]))
+    assert after.alarm == ()
+    assert not set(nodes[:3]) & set(ids_in(kit))
 
 
 def test_a_blind_recount(kit):
