@@ -107,14 +107,15 @@ class SimDisk(Disk):
         """Whether a power cut now could lose anything."""
         return bool(self._changes) or any(file is not None and file.pending for file in self._names.values())
 
-    def crash(self, seed: int, destination: Path) -> Path:
-        """Write to `destination` the tree that a power cut at this moment could leave, chosen by `seed`. The
-        disk is off afterwards."""
+    def crash(self, seed: int, destination: Path, keep: float | None = None) -> Path:
+        """Write to `destination` the tree that a power cut at this moment could leave, chosen by `seed`; with
+        `keep` 1, what a killed process leaves. The disk is off afterwards."""
         with self._lock:
             self.off = True
             chance = random.Random(seed)
             # Extremes are as likely as mixtures: all kept (a killed process), nothing kept, and shades.
-            keep = chance.choice((0.0, 1.0, 0.2, 0.5, 0.8))
+            chosen = chance.choice((0.0, 1.0, 0.2, 0.5, 0.8))
+            keep = chosen if keep is None else keep
             names = dict(self._durable)
             for change in self._changes:
                 if chance.random() < keep:

@@ -1,0 +1,568 @@
+"""A history: people, a collector and accidents on one store, all decided by a seed, held against a model.
+
+The volumes and snapshots are those of the crash tests (tests/crash/run.py), with contents that come again and
+again, so that what one deletes another has. Beside that the collector takes its steps, time passes, and what
+the seed's kind of accident is happens. `check` reads everything and lets the detector walk the store.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio._core import _run as scheduler
+
+from snapfs import limits
+from snapfs.collect import condemned, configuration, meta_packs, reading, recount
+from snapfs.collect.states import batches
+from snapfs.errors import Corrupt, Held, Invalid, Latched, Refused, SnapfsError, Unavailable
+from snapfs.service.collecting import Collecting
+from snapfs.store.store import Store
+from snapfs.tree import apply
+from snapfs.volume.engine import Engine
+from snapfs.volume.view import View
+from tests.crash.oracle import Found, Pending, Registry
+from tests.crash.run import EMPTY, ImagingDisk, Profile, Run
+from tests.sim.collect_settle import settle
+from tests.sim.collect_walker import Walker
+from tests.sim.disk import PowerCut
+from tests.sim.world import SimWorld
+from tests.support.collecting import DAY, forget, job_in_process, small_packs
+from tests.support.model import Node, freeze_view
+from tests.support.workload import Workload
+
+YEAR = 365.25 * DAY
+SAFETY = 'before-rollback-'
+PEOPLE = {
+    'file': 40, 'sync': 3, 'commit': 4, 'flush': 2, 'open_unlinked': 1, 'volume': 1, 'snapshot': 8, 'delete': 7,
+    'undelete': 4, 'clone': 2, 'rollback': 2, 'volume_delete': 2, 'hold': 2, 'release': 2,
+}  # fmt: skip
+MACHINE = {
+    'collect': 12, 'beside': 10, 'cancelled': 3, 'approve': 5, 'release_early': 1, 'wait': 10, 'jump': 2, 'suspend': 1,
+    'configure': 2, 'reopen': 2, 'tick': 2, 'check': 1, 'ask': 1,
+}  # fmt: skip
+# What may happen besides, by the kind of accident.
+ACCIDENTS: dict[str, dict[str, int]] = {
+    'calm': {},
+    'crash': {'power_cut': 5, 'killed': 4},
+    'errors': {'read_errors': 6, 'full': 4},
+}
+PROFILE = Profile('history', PEOPLE, sizes=12_000)
+
+
+class StillWorld(SimWorld):
+    """Time passes only where the test says so, and where somebody sleeps; which takes no time at all.
+    `cut_at` counts the hand-overs to threads: at that one, the process is killed."""
+
+    hand_overs = 0
+    kill_at: int | None = None
+    passed = 0.0  # really; what the clocks say is another matter
+
+    def monotonic(self) -> float:
+        return self._elapsed
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        self.passed += seconds
+
+    def suspend(self, seconds: float) -> None:
+        super().suspend(seconds)
+        self.passed += seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+        await self.checkpoint()
+
+    async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        await self.checkpoint()
+        self.hand_overs += 1
+        if self.kill_at is not None and self.hand_overs >= self.kill_at:
+            raise PowerCut('killed')
+        return function(*args)
+
+
+class Again(Workload):
+    """Few contents, written again and again, whole or in part."""
+
+    def __init__(self, pair: Any, seed: int, sizes: int) -> None:
+        super().__init__(pair, seed, sizes)
+        few = random.Random(1)
+        self._contents = [few.randbytes(few.choice([300, 3000, 9000, 40_000])) for _ in range(9)]
+
+    def _bytes(self, count: int) -> bytes:
+        content = self.random.choice(self._contents)
+        return content[: max(count, 1)] if self.random.random() < 0.4 else content
+
+    async def _write(self) -> None:
+        path = self._file()
+        if path is None:
+            return
+        if self.random.random() < 0.7:
+            await self.pair.truncate(path, 0)
+            await self.pair.write(path, 0, self._bytes(1 << 20))
+        else:
+            await super()._write()
+
+    async def _append(self) -> None:
+        path = self._file()
+        if path is not None and len(self.pair.node(path).data) < 100_000:
+            await super()._append()
+
+
+class FaultyOs:
+    """The module `os` for the recounts, with reads that may fail."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ('pread', 'preadv', 'open', 'lstat', 'listdir'):
+            self._history.maybe_fail(name)
+        return getattr(os, name)
+
+
+class History(Run):
+    """One seed. `kind` is one of ACCIDENTS."""
+
+    def __init__(self, folder: Path, kind: str, seed: int, steps: int = 60) -> None:
+        super().__init__(folder, PROFILE, seed)
+        self.kind = kind
+        self.length = steps
+        self.chance = random.Random(f'{kind} {seed}')
+        self.world: StillWorld = StillWorld(seed)
+        self.walker = Walker()
+        self.lives = 0
+        self.asked: dict[tuple[str, int], float] = {}
+        self.early: set[tuple[str, int]] = set()
+        self.grace = 7 * DAY  # the shortest that was ever configured
+        self.crashed = False
+        self.failing: int | None = None  # so many reads of a recount work, then one fails
+        self.counts: dict[str, int] = {}
+        self.errors: list[str] = []
+
+    def note(self) -> str:
+        """What to say of a failure; it replays."""
+        return f'{self.kind} seed {self.seed}, after {", ".join(self.steps[-8:])}'
+
+    def count(self, what: str, number: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + number
+
+    # --- lives -------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        Store.create(self.path, self.disk, self.world).close(clean=True)
+        await self._open_engine()
+        await self.volume()
+        if self.chance.random() < 0.7:
+            self.configure_to('limit-share', '100%')
+
+    async def _open_engine(self) -> None:
+        self.engine = await Engine.open(self.path, self.disk, self.world)
+        small_packs(self.engine, *self.chance.choice([(64_000, 32_000), (20_000, 8000), (400_000, 100_000)]))
+        self.engine.store.journal.bytes_max = self.profile.journal_bytes
+        self.collecting = Collecting(self.engine, self.world, self._runner())
+        await self.collecting.begin()
+        for number, pair in self.pairs.items():
+            pair.head = self._head(number)
+
+    def _runner(self) -> Callable[..., Awaitable[Any]]:
+        run = job_in_process(self.world)
+
+        async def guarded(spec: Any, progress: Callable[[int, int], None]) -> Any:
+            for _ in range(self.chance.randrange(4)):
+                await trio.lowlevel.checkpoint()
+            self.count(type(spec).__name__)
+            return await run(spec, progress)
+
+        return guarded
+
+    async def reopen(self) -> None:
+        before = self.oracle.now
+        await self.collecting.stop()
+        await self.engine.close()
+        self.oracle.promised(before)
+        if self.chance.random() < 0.3:
+            self.world.restart_machine()
+        await self._open_engine()
+
+    def _add_pair(self, head: Any, root: Node | None = None) -> None:
+        super()._add_pair(head, root)
+        number = head.row.volume
+        self.workloads[number] = Again(self.pairs[number], self.chance.randrange(1 << 30), self.profile.sizes)
+
+    # --- the whole ---------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        await self.open()
+        weights = {**PEOPLE, **MACHINE, **ACCIDENTS[self.kind]}
+        for _ in range(self.length):
+            await self.step(self.chance.choices(list(weights), list(weights.values()))[0])
+            self.reconcile()
+        await self.check()
+        await settle(self)
+        await self.check()
+        self.engine.store.close(clean=False)
+        self.disk.forget()
+
+    def reconcile(self) -> None:
+        """Take notice of requests that are fulfilled: none may be before its grace has really passed."""
+        standing = {(row.kind, row.view) for row in self.engine.request_list()}
+        for key in list(self.oracle.registry.requests):
+            self.asked.setdefault(key, self.world.passed)
+            if key not in standing:
+                self._fulfilled(key)
+                self.oracle.registry = self.oracle.registry.without_request(*key)
+        for key in list(self.asked):
+            if key not in self.oracle.registry.requests:
+                del self.asked[key]
+
+    def _fulfilled(self, key: tuple[str, int]) -> None:
+        waited = self.world.passed - self.asked.get(key, self.world.passed)
+        assert waited >= self.grace or key in self.early, f'{self.note()}: L5: {key} after {waited} s'
+        self.count('fulfilled')
+
+    # --- people ------------------------------------------------------------------------------------------
+    async def delete(self) -> None:
+        try:
+            await super().delete()
+        except Held:
+            self.oracle.pending = None
+            self.count('held')
+
+    async def undelete(self) -> None:
+        before = {row.number: row for row in self.engine.request_list()}
+        try:
+            await super().undelete()
+        except Held as error:
+            assert 'being freed' in str(error), f'{self.note()}: {error}'
+            self.oracle.pending = None
+            self.count('too late')
+            return
+        except Refused as error:
+            assert error.errno == errno.ENOENT, f'{self.note()}: {error}'
+            self.oracle.pending = None
+            return
+        for number, row in before.items():
+            if all(one.number != number for one in self.engine.request_list()):
+                self.count(f'undeleted from {"a batch" if row.batch else "the trash"}')
+                forget(self.engine)
+                view = self.engine.snapshot_view(row.view)
+                if view is not None:
+                    promised = self.models[row.view].freeze()
+                    assert await freeze_view(view) == promised, f'{self.note()}: {row.name} came back otherwise'
+
+    async def hold(self) -> None:
+        found = self._some_snapshot()
+        if found is not None:
+            try:
+                await self.engine.hold_add(self.pairs[found[0]].head.name, found[1], 'h', 'ann', 'why')
+            except Refused as error:
+                assert error.errno == errno.EEXIST
+
+    async def release(self) -> None:
+        for row in self.engine.snapshot_list():
+            volume = next(head.name for head in self.engine.heads().values() if head.row.volume == row.volume)
+            if self.engine.hold_list(volume, row.name):
+                await self.engine.hold_release(volume, row.name, 'h')
+                return
+
+    # --- the machine -------------------------------------------------------------------------------------
+    async def _guarded(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """Let the collector do something; what it may refuse, and an alarm never."""
+        try:
+            report = await work()
+        except Latched as error:
+            raise AssertionError(f'{self.note()}: a false alarm: {error}') from error
+        except (Held, Unavailable) as error:
+            self.errors.append(str(error))
+        except (Corrupt, Refused) as error:
+            assert self.kind == 'errors', f'{self.note()}: {error!r}'
+            self.errors.append(str(error))
+        else:
+            if isinstance(report, dict) and 'freed' in report:
+                self.count('batches freed', len(report['freed']))
+                self.count('batches quarantined', sum(not hasattr(r, 'plan') for r in report['quarantined']))
+                if report['swept'] is not None:
+                    self.count('packs gone', report['swept'].packs)
+                    self.count('chunks moved', report['swept'].moved)
+
+    async def collect(self) -> None:
+        await self._guarded(self.collecting.collect)
+
+    async def tick(self) -> None:
+        await self._guarded(self.collecting._tick)
+
+    async def ask(self) -> None:
+        """Ask what it would free, or for a proof of nothing: neither changes anything."""
+        deleted = [('snapshot', row.number) for row in self.engine.snapshot_list() if self.chance.random() < 0.5]
+        if deleted:
+            await self._guarded(lambda: self.collecting.what_if(deleted))
+
+    async def beside(self) -> None:
+        """The collector works while people do."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._guarded, self.collecting.collect)
+            names = list(PEOPLE)
+            for _ in range(self.chance.randrange(1, 9)):
+                for _ in range(self.chance.randrange(12)):
+                    await trio.lowlevel.checkpoint()
+                await self.step(self.chance.choices(names, list(PEOPLE.values()))[0])
+
+    async def cancelled(self) -> None:
+        """The collector is told to stop in the middle of its work."""
+        scope = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_later, scope)
+            with scope:
+                await self._guarded(self.collecting.collect)
+
+    async def _cancel_later(self, scope: trio.CancelScope) -> None:
+        for _ in range(self.chance.randrange(80)):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async def approve(self) -> None:
+        for waiting in list(self.collecting.waiting.values()):
+            await self.collecting.approve(waiting.plan.digest, 'bob')
+
+    async def release_early(self) -> None:
+        """A person lets a batch be freed before its grace is over."""
+        rows = batches(self.engine.store.catalog, 'QUARANTINED')
+        if rows:
+            row = self.chance.choice(rows)
+            await self.collecting.approve(row.digest, 'bob')
+            self.early |= {(r.kind, r.view) for r in self.engine.request_list() if r.batch == row.number}
+
+    async def wait(self) -> None:
+        self.world.advance(self.chance.choice([60.0, 3700.0, 2 * DAY, 4 * DAY, 8 * DAY]))
+
+    async def jump(self) -> None:
+        now = self.world.time_ns() / 1e9
+        wanted = now + self.chance.choice([1, -1]) * self.chance.choice([1.0, 3600.0, DAY, YEAR, 30 * YEAR])
+        self.world.jump(min(max(wanted, 0.0), 200 * YEAR) - now)
+
+    async def suspend(self) -> None:
+        self.world.suspend(self.chance.choice([10.0, 3600.0, DAY, 60 * DAY]))
+
+    async def configure(self) -> None:
+        name, text = self.chance.choice([
+            ('grace-kept', '1d'), ('grace-kept', '30d'), ('grace-dropped', '2h'), ('limit-share', '30%'),
+            ('limit-share', '100%'), ('repack-waste', '10%'), ('repack-waste', '90%'),
+        ])  # fmt: skip
+        self.configure_to(name, text)
+
+    def configure_to(self, name: str, text: str) -> None:
+        store = self.engine.store
+        configuration.change(store.catalog, store.audit, name, text, 'ann')
+        self.grace = min(self.grace, self.collecting.collector.configuration().grace_kept_ns / 1e9)
+
+    # --- accidents ---------------------------------------------------------------------------------------
+    async def power_cut(self) -> None:
+        """The power goes at one of the next events, or now."""
+        await self._end(lambda: self._cut_at(self.chance.choice([3, 10, 30, 80])), None)
+
+    def _cut_at(self, count: int) -> None:
+        self.disk.cut_at = self.disk.events + self.chance.randrange(1, count + 1)
+
+    async def killed(self) -> None:
+        """The process is killed; what it wrote, it wrote."""
+        await self._end(self._kill_at, 1.0)
+
+    def _kill_at(self) -> None:
+        self.world.kill_at = self.world.hand_overs + self.chance.randrange(1, 60)
+
+    async def _end(self, arm: Callable[[], None], keep: float | None) -> None:
+        arm()
+        try:
+            try:
+                await self.chance.choice([self.collect, self.beside, self.beside, self.cancelled])()
+            except BaseExceptionGroup as group:
+                if group.split(PowerCut)[1] is not None:
+                    raise
+                raise PowerCut('in a task') from group
+        except PowerCut:
+            self.count('ends in the middle')
+        self.disk.cut_at = self.world.kill_at = None
+        await self._next_life(keep)
+
+    async def _next_life(self, keep: float | None) -> None:
+        """Go on with what the end of the process left, which may be cut again while it is opened."""
+        allowed = self.oracle.allowed()
+        for again in range(10):
+            self._bury(keep)
+            if self.chance.random() < 0.2 and again < 3:
+                self.disk.cut_at = self.chance.randrange(1, 12)
+            try:
+                self.engine = await Engine.open(self.path, self.disk, self.world)
+                self.collecting = Collecting(self.engine, self.world, self._runner())
+                await self.collecting.begin()
+                break
+            except PowerCut:
+                self.engine = None  # type: ignore[assignment]
+                keep = None
+        self.disk.cut_at = None
+        small_packs(self.engine)
+        self.engine.store.journal.bytes_max = self.profile.journal_bytes
+        self.crashed = True
+        await self._compare(allowed)
+
+    def _bury(self, keep: float | None) -> None:
+        self.lives += 1
+        self.count('lives')
+        folder = self.folder / f'life-{self.lives}'
+        old, root = self.disk, self.disk.root
+        old.crash(self.chance.randrange(1 << 30), folder, keep)
+        if self.engine is not None:
+            self.engine.store.close(clean=False)
+            self.engine.closed = True
+        old.forget()
+        shutil.rmtree(root)
+        self.disk = ImagingDisk(folder, self.seed + self.lives)
+        self.path = folder / 'store'
+        self.walker.forget()
+        if keep is None and self.chance.random() < 0.7:
+            self.world.restart_machine()
+
+    async def _compare(self, allowed: Any) -> None:
+        """What is there is one of the moments that a crash may leave (P5, P6); the model goes on from it."""
+        found, named = await self._look(allowed)
+        moment = allowed.match(found)
+        assert moment is not None, f'{self.note()}: {allowed.explain(found)}'
+        self.oracle.registry, self.oracle.pending = named, None
+        self.pairs, self.workloads = {}, {}
+        for head in self.engine.heads().values():
+            self._add_pair(head, await thaw(head))
+        for row in self.engine.snapshot_list():
+            view = self.engine.snapshot_view(row.number)
+            assert view is not None
+            self.models[row.number] = await thaw(view)
+        for request in self.engine.request_list():
+            view = self.engine.snapshot_view(request.view)
+            if view is not None:
+                self.models[request.view] = await thaw(view)
+            assert request.view in self.models
+        self._record()
+        self.oracle.births |= found.volumes
+        self.oracle.promised(self.oracle.now)
+
+    async def _look(self, allowed: Any) -> tuple[Found, Registry]:
+        names, trees = {}, {}
+        for head in self.engine.heads().values():
+            names[head.row.volume] = head.name
+            trees[head.row.volume] = await freeze_view(head)
+        snapshots, named = {}, {}
+        for row in self.engine.snapshot_list():
+            view = self.engine.snapshot_view(row.number)
+            assert view is not None
+            tree = named[row.volume, row.name] = await freeze_view(view)
+            unknown = row.name.startswith(SAFETY) and not allowed.names(row.volume, row.name)
+            snapshots[row.volume, 'safety' if unknown else row.name] = tree
+        requests = {}
+        for request in self.engine.request_list():
+            key = request.kind, request.view
+            view = self.engine.snapshot_view(request.view)
+            if view is not None:
+                requests[key] = await freeze_view(view)
+            else:  # condemned: reading it would be an alarm. The detector looks at it
+                requests[key] = allowed.registry.requests.get(key)
+        # Requests that were fulfilled before the end are there no more.
+        after = allowed.pending.registry.requests if allowed.pending is not None else allowed.registry.requests
+        for key, tree in allowed.registry.requests.items():
+            if key not in requests and (key in after or allowed.match(
+                Found(Registry(names, snapshots, requests), trees)) is None):
+                self._fulfilled(key)
+                requests[key] = tree
+                continue
+        standing = {(row.kind, row.view) for row in self.engine.request_list()}
+        kept = {key: tree for key, tree in requests.items() if key in standing}
+        return Found(Registry(names, snapshots, requests), trees), Registry(names, named, kept)
+
+    def maybe_fail(self, what: str) -> None:
+        """Called before each read of a recount."""
+        if self.failing is not None:
+            self.failing -= 1
+            if self.failing < 0:
+                self.failing = None
+                self.count('read errors')
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def read_errors(self) -> None:
+        """A read of the collector fails."""
+        if self.chance.random() < 0.5:
+            self.failing = self.chance.randrange(60)
+        else:
+            self.disk.fail('read', errno.EIO, after=self.chance.randrange(200))
+        await self.collect()
+        self.failing = None
+        self.disk._faults.clear()
+        await self.reopen()
+
+    async def full(self) -> None:
+        """The disk below is full while the collector works."""
+        self.disk.space = self.chance.randrange(60_000)
+        await self.collect()
+        self.disk.space = None
+        if self.chance.random() < 0.5:
+            await self.reopen()
+
+    # --- what must be true -------------------------------------------------------------------------------
+    async def check(self) -> None:
+        """Everything that stands is there, by the mount's way and by the detector's; no alarm was raised."""
+        self.reconcile()
+        latched = self.collecting.collector.incidents.latched()
+        assert latched is None, f'{self.note()}: a false alarm: {latched}'
+        forget(self.engine)
+        for pair in self.pairs.values():
+            await pair.check()
+        for row in self.engine.snapshot_list():
+            view = self.engine.snapshot_view(row.number)
+            promised = self.oracle.registry.snapshots[row.volume, row.name]
+            assert await freeze_view(view) == promised, f'{self.note()}: {row.name} is not what it was (P6)'
+        for request in self.engine.request_list():
+            view = self.engine.snapshot_view(request.view)
+            if view is not None:
+                promised = self.oracle.registry.requests[request.kind, request.view]
+                assert await freeze_view(view) == promised, f'{self.note()}: request {request.number}'
+        walk = self.walker.walk(self.path)
+        assert not walk.lost, f'{self.note()}: lost: {list(walk.lost.values())[:3]}'
+        latched = self.collecting.collector.incidents.latched()
+        assert latched is None, f'{self.note()}: a read was an alarm: {latched}'
+
+
+async def thaw(view: View, ino: int = 1, known: dict[int, Node] | None = None) -> Node:
+    """Return what a view holds as a model; hard links are one node."""
+    known = {} if known is None else known
+    if ino in known:
+        return known[ino]
+    inode = await view.inode(ino)
+    node = known[ino] = Node(inode.mode, target=inode.target, nlink=inode.nlink)
+    for name in await view.xattr_list(inode):
+        node.xattrs[name] = await view.xattr_get(inode, name) or b''
+    if not inode.is_directory():
+        if inode.is_regular():
+            node.data = bytearray(await view.read(inode, 0, inode.size))
+        return node
+    after = 0
+    while page := await view.list_directory(inode, after, 100):
+        for _, name, child, _ in page:
+            node.entries[name] = await thaw(view, child, known)
+        after = page[-1][0]
+    return node
+
+
+def prepare(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the seed decide what runs next, trees be high, and the recounts use the history's disk."""
+    monkeypatch.setattr(scheduler, '_ALLOW_DETERMINISTIC_SCHEDULING', True)
+    scheduler._r.seed(history.seed)
+    inline = (0, 4096, 64 * limits.KIB)[history.seed % 3]
+    monkeypatch.setattr(limits, 'JOURNAL_INLINE_BYTES_MAX', inline)
+    monkeypatch.setitem(apply.__kwdefaults__, 'target_bytes', (600, 2000, limits.NODE_BYTES_TARGET)[history.seed % 3])
+    for module in (meta_packs, condemned):
+        monkeypatch.setattr(module, 'os', FaultyOs(history))
+    for module in (reading, recount):
+        monkeypatch.setattr(module, 'Disk', lambda: history.disk)
