@@ -66,9 +66,16 @@ class Batches:
 
     # --- PLANNED -----------------------------------------------------------------------------------------
     def next_number(self) -> int:
-        """Return the number that the next batch will have, and its directory now. A plan that is dropped
-        leaves the number to the next one."""
+        """Return the number that is free next."""
         return self._catalog.setting('next_batch')
+
+    def reserve_number(self) -> int:
+        """Return a number for a plan, with its directory; nobody gets it again. Several plans may be made,
+        and wait for approval, at a time."""
+        with self._transaction() as db:
+            number = take_number(db, 'next_batch')
+        self.files.make(number)
+        return number
 
     def begin(self, plan: Plan) -> BatchRow:
         """Make the batch of a plan, PLANNED; its requests are the batch's from now on.
@@ -85,8 +92,11 @@ class Batches:
         with self._transaction() as db:
             _check_may_begin(db, plan)
             self._audit.append({'event': 'batch-begin', **_plan_event(plan)})
-            taken = take_number(db, 'next_batch')
-            assert taken == plan.batch, f'batch {plan.batch} was planned, {taken} is next'
+            following = _setting(db, 'next_batch')
+            assert 0 < plan.batch <= following, f'batch {plan.batch} was planned, {following} is next'
+            assert batch_inside(db, plan.batch) is None, f'there is a batch {plan.batch} already'
+            if plan.batch == following:
+                take_number(db, 'next_batch')
             db.execute(
                 "INSERT INTO batch VALUES (?, 'PLANNED', ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, NULL, NULL, "
                 'NULL, 0, NULL, NULL)',

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from snapfs import limits
@@ -128,21 +129,20 @@ class Collector:
 
     def freeze(self, chosen: Chosen, pins: Sequence[RootRow] = (), mode: str = 'batch') -> RecountSpec:
         """Return what recount 1 gets: every root there is, read at one moment after the horizon's commit."""
-        number = self.batches.next_number()
-        return self._spec(number, tuple(('request', one) for one in sorted(chosen.numbers)), pins, mode)
+        out = self.batches.files.make(self.batches.reserve_number())
+        return self._spec(out, tuple(('request', one) for one in sorted(chosen.numbers)), pins, mode)
 
     def what_if(self, deleted: Sequence[tuple[str, int]], mode: str = 'what-if') -> RecountSpec:
         """Return the specification of a recount that only answers what deleting these would free."""
-        return self._spec(self.batches.next_number(), tuple(deleted), (), mode)
+        return self._spec(self.batches.files.make_scratch(), tuple(deleted), (), mode)
 
     def _spec(
-        self, number: int, deleted: tuple[tuple[str, int], ...], pins: Sequence[RootRow], mode: str
+        self, out: Path, deleted: tuple[tuple[str, int], ...], pins: Sequence[RootRow], mode: str
     ) -> RecountSpec:
         store = self.store
         control = control_ids(canaries(store.catalog, store.chunks.get))
         with store.catalog.transaction() as db:
             expected = root_set(lambda text, values=(): db.execute(text, values).fetchall(), extra=pins)
-        out = self.batches.files.make(number)
         return RecountSpec(store.path, store.superblock.uuid, expected, deleted, control, out, mode)
 
     def plan(self, chosen: Chosen, spec: RecountSpec, result: Recount) -> Plan:
@@ -188,6 +188,11 @@ class Collector:
         now = self.world.time_ns()
         uuid = self.store.superblock.uuid
         return make_plan(uuid, number, now, chosen.requests, found, self.configuration())
+
+    def discard(self, number: int) -> None:
+        """Remove what a plan that came to nothing has left. Does nothing when a batch was made of it."""
+        if not self.store.catalog.query('SELECT 1 FROM batch WHERE number = ?', (number,)):
+            self.batches.files.remove(number)
 
     def _index_size(self) -> tuple[int, int]:
         text = 'SELECT count(*), coalesce(sum(stored + 52), 0) FROM chunk'

@@ -56,6 +56,16 @@ class BatchFiles:
         """Say whether a batch has a file of this name."""
         return self._disk.exists(self.path(batch, name))
 
+    def make_scratch(self) -> Path:
+        """Make the directory for recounts that only answer a question. Nothing in it is believed later."""
+        self._disk.mkdir(self._root / 'what-if')
+        return self._root / 'what-if'
+
+    def remove(self, batch: int) -> None:
+        """Remove the files of a plan that came to nothing: no row ever named them."""
+        for name in self._disk.listdir(self.path(batch)):
+            self._disk.unlink(self.path(batch, name))
+
     # --- plan --------------------------------------------------------------------------------------------
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json, durably."""

@@ -24,10 +24,11 @@ def _files(store: Store) -> BatchFiles:
 def last_plan(store: Store) -> tuple[BatchRow, Plan] | None:
     """Return the last batch that was carried out, with its plan; None before the first. Corrupt when the
     plan is not the one of its row."""
-    rows = batches(store.catalog, FREED)
+    rows = [row for row in batches(store.catalog, FREED) if row.quarantined_epoch is not None]
     if not rows:
         return None
-    return rows[-1], _files(store).plan(rows[-1].number, rows[-1].digest)
+    last = max(rows, key=lambda row: (row.horizon, row.number))
+    return last, _files(store).plan(last.number, last.digest)
 
 
 def certified(store: Store) -> Certified | None:
@@ -43,12 +44,14 @@ def since(store: Store, trusted_ns: int) -> Since:
     """Return what explains a difference to `certified`, at the trusted time `trusted_ns`."""
     found = last_plan(store)
     number, horizon = (found[0].number, found[1].horizon) if found is not None else (0, 0)
-    later = [row for row in batches(store.catalog, QUARANTINED, CONFIRMED, FREED) if row.number >= number]
+    began = 0 if found is None or found[0].quarantined_epoch is None else found[0].quarantined_epoch
+    rows = batches(store.catalog, QUARANTINED, CONFIRMED, FREED)
+    later = [row for row in rows if row.quarantined_epoch is not None and row.quarantined_epoch >= began]
     files = _files(store)
     ended, names = set(), set()
-    for row in batches(store.catalog, CONFIRMED, FREED):
-        # A batch that rested when the last plan was made has freed what that plan still saw as roots.
-        if row.number != number and row.number > number - limits.BATCHES_RESTING_MAX:
+    # A batch that rested when the last plan was made has freed what that plan still saw as roots.
+    for row in [row for row in rows if row.state != QUARANTINED][-2 * limits.BATCHES_RESTING_MAX :]:
+        if row.number != number:
             for request in files.plan(row.number, row.digest).requests:
                 ended.add(request.identity)
                 if request.kind in _COMMITS:
@@ -65,7 +68,7 @@ def since(store: Store, trusted_ns: int) -> Since:
             dropped.add(volume)
     day = [
         row
-        for row in batches(store.catalog, QUARANTINED, CONFIRMED, FREED)
+        for row in rows
         if row.quarantined_trusted_ns is not None
         and trusted_ns - row.quarantined_trusted_ns < limits.COLLECT_DAY_NS
     ]

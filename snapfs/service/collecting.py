@@ -198,6 +198,8 @@ class Collecting:
             if request is None or request in waiting.chosen.numbers:
                 del self.waiting[name]
                 self.engine.store.chunks.stop_recording(waiting.record)
+                if self.engine.store.latched is None:
+                    self.collector.discard(waiting.plan.batch)
 
     def _troubles(self) -> list[str]:
         """Return what speaks against collecting, as far as the engine knows (L18)."""
@@ -237,7 +239,7 @@ class Collecting:
 
     async def _plan_and_condemn(self, chosen: Chosen, move: Move) -> BatchRow | Waiting:
         record = await self.engine.horizon()
-        keep = False
+        keep, spec = False, None
         try:
             spec = await self._thread(self.collector.freeze, chosen)
             result: Recount = await self._run(spec, move)
@@ -253,6 +255,9 @@ class Collecting:
         finally:
             if not keep:
                 self.engine.store.chunks.stop_recording(record)
+                if spec is not None and self.engine.store.latched is None:
+                    with trio.CancelScope(shield=True):
+                        await self._thread(self.collector.discard, int(spec.out.name))
 
     async def _condemn(self, plan: Plan, record: PutRecord, move: Move) -> BatchRow:
         move.stage, move.batch = 'quarantine', plan.batch
