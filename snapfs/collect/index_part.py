@@ -188,7 +188,7 @@ class IndexPart:
         self._numbers.sort()
         self._seen = np.zeros(len(self._numbers), np.bool_)
         self._odd = dict(odd)
-        self._odd_at = np.zeros(len(self._numbers), np.bool_)
+        self._odd_at = np.zeros(len(self._numbers) if odd else 0, np.bool_)
         if odd:
             self._odd_at[self._find(as_ids(b''.join(id for id, _ in odd)))[0]] = True
 

@@ -117,13 +117,12 @@ class _IdSet:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Where a walk begins: ids of nodes and of data chunks that one row names."""
+    """Where a walk begins: the root that a row names, and its totals there."""
 
     row: str
-    ids: bytes
-    whole: bool  # with all below; otherwise these alone
+    id: bytes
     resting: bool
-    totals: tuple[int, int] | None  # items and references below, where the row says so
+    totals: tuple[int, int]  # items and references below
 
 
 def prove(spec: ProofSpec, progress: Progress = lambda done, total: None) -> Proof:
@@ -157,13 +156,17 @@ def prove(spec: ProofSpec, progress: Progress = lambda done, total: None) -> Pro
         )
 
 
-_ROOTS = """ SELECT 'volume', volume, CAST(name AS TEXT), root, root_items, root_refs, NULL FROM volume
+_ROOTS = """
+SELECT 'volume', volume, CAST(name AS TEXT), root, root_items, root_refs, NULL FROM volume
 UNION ALL SELECT 'snapshot', number, CAST(name AS TEXT), root, root_items, root_refs, NULL FROM snapshot
-UNION ALL SELECT 'canary', number, '', root, root_items, root_refs, NULL FROM canary UNION ALL SELECT
-'request', request.number, CAST(volume_name || '@' || name AS TEXT), root, root_items, root_refs, CASE WHEN
-batch.state IN ('PLANNED', 'QUARANTINED') THEN batch.number END FROM request LEFT JOIN batch ON
-batch.number = request.batch WHERE request.kind IN ('snapshot', 'volume') AND (batch.state IS NULL OR
-batch.state NOT IN ('CONFIRMED', 'FREED')) ORDER BY 1, 2 """
+UNION ALL SELECT 'canary', number, '', root, root_items, root_refs, NULL FROM canary
+UNION ALL SELECT 'request', request.number, CAST(volume_name || '@' || name AS TEXT), root, root_items,
+  root_refs, CASE WHEN batch.state IN ('PLANNED', 'QUARANTINED') THEN batch.number END
+  FROM request LEFT JOIN batch ON batch.number = request.batch
+  WHERE request.kind IN ('snapshot', 'volume')
+  AND (batch.state IS NULL OR batch.state NOT IN ('CONFIRMED', 'FREED'))
+ORDER BY 1, 2
+"""
 
 
 def _standing(db: sqlite3.Connection) -> tuple[list[ProvedRoot], list[_Start]]:
@@ -174,7 +177,7 @@ def _standing(db: sqlite3.Connection) -> tuple[list[ProvedRoot], list[_Start]]:
         if root is not None:
             if type(root) is not bytes or len(root) != _ID:
                 raise Corrupt(f'catalog: the root of {row} is no id')
-            starts.append(_Start(row, root, True, resting is not None, (items, refs)))
+            starts.append(_Start(row, root, resting is not None, (items, refs)))
         text = '' if root is None else root.hex()
         roots.append(ProvedRoot(kind, number, name, text, items, refs, resting))
     return roots, starts
@@ -190,7 +193,6 @@ class _Walk:
         self._hashed = hashed
         self._progress = progress
         self._levels = [(_IdSet(), _IdSet()) for _ in range(limits.TREE_LEVELS_MAX + 1)]
-        self._alone: list[_Start] = []
         self.nodes = self.references = self.chunks = 0
         self._lost: set[bytes] = set()  # nodes that are not in the index
         self.missing: list[Missing] = []
@@ -199,10 +201,7 @@ class _Walk:
     def run(self, starts: Sequence[_Start]) -> None:
         """Go through everything."""
         for start in starts:
-            if start.whole:
-                self._enter(start)
-            else:
-                self._alone.append(start)
+            self._enter(start)
         for level in range(limits.TREE_LEVELS_MAX, 0, -1):
             for resting in (False, True):
                 for _, refs in self._read(self._unique(level, resting), resting, level):
@@ -219,14 +218,14 @@ class _Walk:
 
     def _enter(self, start: _Start) -> None:
         """Put the tops of trees where they belong: their level is only in themselves."""
-        for id, place in self._places(as_ids(start.ids), start.resting, start.row, self._miss):
+        for id, place in self._places(as_ids(start.id), start.resting, start.row, self._miss):
             try:
                 header, _ = peek_refs(self._packs.read(id, RecordKind.NODE, place))
             except Corrupt as error:
                 self._miss(id, start.row, str(error))
                 continue
             found = (header.items_below, header.refs_below)
-            if start.totals is not None and start.totals != found:
+            if start.totals != found:
                 self._miss(id, start.row, f'totals {found}, the row says {start.totals}')
             self._levels[header.level][start.resting].add(id)
 
@@ -295,8 +294,6 @@ class _Walk:
                     self._levels[0] = (_IdSet(), _IdSet())
                 tables = self._tables(both[resting], resting, count=number == 0)
                 self._check_refs(tables, resting, index)
-            for start in self._alone:
-                self._check_refs(iter([(start.row, start.ids)]), start.resting, index)
             self.chunks += index.seen_count()
             if self._hashed:
                 for id, why in index.verify():

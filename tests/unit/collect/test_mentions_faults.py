@@ -340,6 +340,16 @@ def test_a_part_of_no_request(built: Built) -> None:
     refuses(built, 'an impossible request_part.ids')
 
 
+def test_a_part_of_a_kind_that_nobody_knows(built: Built) -> None:
+    built.store.close(clean=True)
+    db = catalog(built.path)
+    db.execute('PRAGMA ignore_check_constraints = ON')
+    db.execute("INSERT INTO request_part VALUES (1, 0, 'forests', zeroblob(32))")
+    db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+    db.close()
+    refuses(built, 'an impossible request_part.ids')
+
+
 @pytest.mark.parametrize('text', ["name = x'00'", 'bytes = -1', 'kind = 3', 'records = -1'])
 def test_a_pack_row_that_cannot_be(built: Built, text: str) -> None:
     built.sql(f'UPDATE pack SET {text} WHERE pack = (SELECT min(pack) FROM pack)')

@@ -14,6 +14,7 @@ from snapfs.collect.certificate import encode_certificate
 from snapfs.collect.proof import Proof, ProofSpec, prove, store_uuid
 from snapfs.errors import Corrupt
 from snapfs.format.ids import RecordKind, data_id, node_id
+from snapfs.format.packs import PACK_HEADER_BYTES, PackHeader, encode_pack_header
 from tests.unit.collect.kit2 import Built, branch, build, leaf
 from tests.unit.collect.test_mentions_oracle import Model, random_store
 
@@ -173,6 +174,9 @@ def test_a_pack_that_is_gone_or_cut_off_or_another_one(built: Built) -> None:
     assert f'has {len(whole) - 1} bytes, the catalog says {len(whole)}' in proof(built).missing[0].why
     path.write_bytes(bytes(60) + whole[60:])
     assert 'wrong magic' in proof(built).missing[0].why
+    header = PackHeader(built.uuid, bytes(16), RecordKind.DATA)
+    path.write_bytes(encode_pack_header(header) + whole[PACK_HEADER_BYTES:])
+    assert 'is another one inside' in proof(built).missing[0].why
     path.write_bytes(whole[:200] + b'?' + whole[201:])
     assert proof(built).passed
     assert proof(built, hashed=True).missing_count >= 1
