@@ -31,6 +31,7 @@ PLAN = 'plan.json'
 CONDEMNED = 'condemned'
 RETURNED = 'returned'
 RECEIPT = 'receipt'
+SCRATCH = 0  # in the place of a batch's number: the directory of recounts that only answer a question
 
 
 class BatchFiles:
@@ -42,9 +43,9 @@ class BatchFiles:
         self._uuid = uuid
 
     def path(self, batch: int, name: str = '') -> Path:
-        """Return where a file (or, without a name, the directory) of a batch is."""
-        assert batch > 0
-        return self._root / str(batch) / name
+        """Return where a file (or, without a name, the directory) of a batch is, or of SCRATCH."""
+        assert batch >= 0
+        return self._root / (str(batch) if batch else 'what-if') / name
 
     def make(self, batch: int) -> Path:
         """Make the directory of a batch, durably; it may be there already."""
@@ -58,8 +59,8 @@ class BatchFiles:
 
     def make_scratch(self) -> Path:
         """Make the directory for recounts that only answer a question. Nothing in it is believed later."""
-        self._disk.mkdir(self._root / 'what-if')
-        return self._root / 'what-if'
+        self._disk.mkdir(self.path(SCRATCH))
+        return self.path(SCRATCH)
 
     def remove(self, batch: int) -> None:
         """Remove the files of a plan that came to nothing: no row ever named them."""

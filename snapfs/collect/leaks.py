@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from snapfs import limits
 from snapfs.collect import moves
-from snapfs.collect.files import BatchFiles
+from snapfs.collect.files import SCRATCH, BatchFiles
 from snapfs.collect.recount import CONDEMNED_FILE, Recount, RecountSpec
 from snapfs.errors import Corrupt, Invalid
 from snapfs.store.catalog import take_number
@@ -30,12 +30,12 @@ def request_leaks(store: Store, files: BatchFiles, spec: RecountSpec, found: Rec
     """Ask for what a recount of mode 'leaks' has found; return the request's number. Invalid when that is
     nothing; Corrupt when the list on the disk is not the one that was found. The audit line comes first."""
     assert spec.mode == 'leaks'
+    assert spec.out == files.path(SCRATCH)
     if found.alarm:
         raise Corrupt('a recount that raised an alarm says nothing about leaks')
     if not found.condemned:
         raise Invalid('there are no leaks to ask for')
-    number = int(spec.out.name)
-    files.check(number, CONDEMNED_FILE, found.condemned_digest, found.condemned)
+    files.check(SCRATCH, CONDEMNED_FILE, found.condemned_digest, found.condemned)
     store.audit.append({
         'event': 'leaks-request', 'chunks': found.condemned, 'bytes': found.condemned_bytes,
         'digest': found.condemned_digest.hex(), 'who': clean_text(who),
@@ -49,6 +49,6 @@ def request_leaks(store: Store, files: BatchFiles, spec: RecountSpec, found: Rec
             "(?, 'leaked', 0, x'', x'', 0, NULL, 0, 0, 0, ?, ?, '', NULL, ?, ?, ?, ?, NULL, NULL, NULL)",
             (request, epoch, now_ns, now_ns, clean_text(who), epoch, found.condemned_bytes),
         )
-        for part, ids in enumerate(files.ids(number, CONDEMNED_FILE, limits.INSERT_ROWS_MAX)):
+        for part, ids in enumerate(files.ids(SCRATCH, CONDEMNED_FILE, limits.INSERT_ROWS_MAX)):
             moves.add_parts(db, request, part, ids)
     return int(request)
