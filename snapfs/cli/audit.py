@@ -34,7 +34,7 @@ def _render(lines: Any) -> None:
             output.moment(one['time_ns']),
             str(one.get('event', '-')),
             str(one.get('who', '') or '-'),
-            ' '.join(f'{key}={_value(value)}' for key, value in one.items() if key not in HIDDEN),
+            ' '.join(f'{key}={_value(value)}' for key, value in one.items() if key not in HIDDEN and value),
         )
         for one in lines
     ]
@@ -43,7 +43,7 @@ def _render(lines: Any) -> None:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return '{' + ' '.join(f'{key}:{_value(part)}' for key, part in value.items()) + '}'
+        return '{' + ' '.join(f'{key or "commits"}:{_value(part)}' for key, part in value.items()) + '}'
     if isinstance(value, list):
         return ','.join(map(_value, value))
     return '-' if value is None else str(value)

@@ -18,7 +18,7 @@ import numpy as np
 
 from snapfs import limits
 from snapfs.collect.idsets import find, sort_order, to_array, to_bytes
-from snapfs.collect.reading import PACK, STORED, TABLES, StoreReader
+from snapfs.collect.reading import PACK, STORED, TABLES, Places, StoreReader
 from snapfs.collect.roots import RootRow, every, part_ids
 from snapfs.errors import Corrupt, Invalid
 from snapfs.format.items import ref_of
@@ -105,7 +105,9 @@ class _Why:
         self._sizes = np.zeros(len(self._wanted), dtype=np.int64)
         where = self._where()
         if len(self._wanted):
-            self._walk()
+            self._walk([row for row in self._roots if row.kind != 'dropped'], strict=True)
+            # What commits dropped only asks: other batches may have freed a part of it.
+            self._walk([row for row in self._roots if row.kind == 'dropped'], strict=False)
             self._mark()
         keepers = tuple(keeper for row in self._roots if (keeper := self._keeper(row)) is not None)
         return Why(epoch, len(self._wanted), whole, where, keepers)
@@ -129,13 +131,16 @@ class _Why:
         return tuple(found)
 
     # --- nodes -------------------------------------------------------------------------------------------
-    def _nodes(self, ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (id, plain bytes) of these nodes, in the order in which they lie. Corrupt."""
+    def _nodes(self, ids: Iterable[bytes], strict: bool = True) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (id, plain bytes) of these nodes, in the order in which they lie. Corrupt when one is not
+        there, unless not `strict`: then it is left out."""
         array = to_array(b''.join(sorted(ids)))
         places = self._reader.locate_either(array)
-        if len(places.missing):
+        if len(places.missing) and strict:
             id = to_bytes(array[places.missing[:1]])
             raise Corrupt(f'node {id.hex()} is not in the index')
+        there = places.numbers[:, PACK] >= 0
+        array, places = array[there], Places(places.numbers[there])
         for position, plain in self._reader.nodes(array, places):
             yield to_bytes(array[position : position + 1]), plain
 
@@ -170,25 +175,28 @@ class _Why:
                 tops += split_refs(ids)
         return tops
 
-    def _walk(self) -> None:
-        """Read every node below every root once, and look into the refs tables of the leaves."""
-        tops = {id for row in self._roots for id in self._tops(row)}
-        for id, plain in self._nodes(tops):
-            self._levels[peek_header(plain).level].add(id)
+    def _walk(self, rows: Iterable[RootRow], strict: bool) -> None:
+        """Read every node below these roots that was not read yet; look into the refs tables of leaves."""
+        pending: list[set[bytes]] = [set() for _ in self._levels]
+        tops = {id for row in rows for id in self._tops(row)}
+        for id, plain in self._nodes(tops, strict):
+            pending[peek_header(plain).level].add(id)
         for level in range(limits.TREE_LEVELS_MAX, -1, -1):
-            for id, plain in self._nodes(self._levels[level]):
+            fresh = pending[level] - self._levels[level]
+            for id, plain in self._nodes(fresh, strict):
                 header, refs = peek_refs(plain)
                 if header.level != level:
                     raise Corrupt(f'node {id.hex()} is of level {header.level}, not {level}')
+                self._levels[level].add(id)
                 if level:
                     self._children[id] = refs
-                    self._levels[level - 1].update(split_refs(refs))
+                    pending[level - 1].update(split_refs(refs))
                 else:
                     self._note(id, refs)
                 self._done += 1
                 if self._done % limits.COLLECT_TICK_NODES == 0:
-                    self._progress(self._done, sum(map(len, self._levels)))
-            self._note_nodes(self._levels[level])
+                    self._progress(self._done, max(self._done, sum(map(len, pending))))
+            self._note_nodes(fresh)
 
     def _note(self, id: bytes, refs: bytes) -> None:
         """Note which wanted chunks a leaf refers to."""

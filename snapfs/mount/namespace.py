@@ -21,7 +21,7 @@ from pyfuse3 import EntryAttributes
 
 from snapfs import limits
 from snapfs.errors import Refused, Unavailable
-from snapfs.mount import control, nodeids
+from snapfs.mount import control, evidence, nodeids, pending, quarantine, trash
 from snapfs.mount.attributes import inode_attributes
 from snapfs.mount.nodeids import ROOT_NODE, ROOT_TREE, SNAPSHOT_TREE, Control, NodeKind
 from snapfs.mount.places import Place, text_name
@@ -39,12 +39,17 @@ RENAME_NOREPLACE = 1
 CONTROL_PLACES: Mapping[int, type[Place]] = {
     Control.DIRECTORY: control.ControlDirectory,
     Control.HEALTH: control.Health,
-    Control.TRASH: control.Trash,
-    Control.PENDING: control.Pending,
-    Control.TRASH_ENTRY: control.TrashEntry,
-    Control.TRASH_REQUEST: control.TrashRequest,
-    Control.PENDING_REQUEST: control.PendingRequest,
-    Control.PENDING_GROUP: control.PendingGroup,
+    Control.TRASH: trash.Trash,
+    Control.PENDING: pending.Pending,
+    Control.TRASH_ENTRY: trash.TrashEntry,
+    Control.TRASH_REQUEST: trash.TrashRequest,
+    Control.PENDING_REQUEST: pending.PendingRequest,
+    Control.PENDING_GROUP: pending.PendingGroup,
+    Control.INCIDENTS: evidence.IncidentsDirectory,
+    Control.INCIDENT: evidence.IncidentDirectory,
+    Control.INCIDENT_FILE: evidence.EvidenceFile,
+    Control.QUARANTINE: quarantine.Quarantine,
+    Control.BATCH: quarantine.BatchFile,
 }
 
 

@@ -47,7 +47,7 @@ class NodeKind(IntEnum):
 
 
 class Control(IntEnum):
-    """What stands in the view bits of a CONTROL node id; the ino bits are 1 or a request number."""
+    """What stands in the view bits of a CONTROL node id; the ino bits are 1 or what the line says."""
 
     DIRECTORY = 1  # .snapfs
     HEALTH = 2  # .snapfs/health
@@ -56,7 +56,12 @@ class Control(IntEnum):
     TRASH_ENTRY = 5  # .snapfs/trash/ID; request number
     TRASH_REQUEST = 6  # .snapfs/trash/ID/request; request number
     PENDING_REQUEST = 7  # .snapfs/pending/ID; request number
-    PENDING_GROUP = 8  # .snapfs/pending/KIND-VOLUME; see control.group_number
+    PENDING_GROUP = 8  # .snapfs/pending/KIND-VOLUME; see pending.group_number
+    INCIDENTS = 9  # .snapfs/incidents
+    INCIDENT = 10  # .snapfs/incidents/N; incident number
+    INCIDENT_FILE = 11  # .snapfs/incidents/N/*; see evidence.FILE_BITS
+    QUARANTINE = 12  # .snapfs/quarantine
+    BATCH = 13  # .snapfs/quarantine/N; batch number
 
 
 class NodeId(NamedTuple):

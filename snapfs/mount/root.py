@@ -16,7 +16,6 @@ from snapfs import limits
 from snapfs.errors import Refused
 from snapfs.mount import nodeids
 from snapfs.mount.attributes import place_attributes
-from snapfs.mount.control import Trash
 from snapfs.mount.nodeids import Control
 from snapfs.mount.places import (
     COOKIE_FIRST,
@@ -28,6 +27,7 @@ from snapfs.mount.places import (
     directory_mode,
     text_name,
 )
+from snapfs.mount.trash import Trash
 
 if TYPE_CHECKING:
     from snapfs.volume.head import Head

@@ -27,7 +27,6 @@ from snapfs import limits
 from snapfs.errors import Refused
 from snapfs.mount import nodeids
 from snapfs.mount.attributes import inode_attributes, place_attributes
-from snapfs.mount.control import Trash
 from snapfs.mount.nodeids import NodeKind
 from snapfs.mount.places import (
     COOKIE_FIRST,
@@ -39,6 +38,7 @@ from snapfs.mount.places import (
     directory_mode,
     text_name,
 )
+from snapfs.mount.trash import Trash
 
 if TYPE_CHECKING:
     from snapfs.mount.namespace import Namespace

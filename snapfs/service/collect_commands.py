@@ -32,20 +32,25 @@ async def collect_run(call: Call) -> JSON:
     from snapfs.collect.states import BatchRow
 
     collecting = call.collecting
-    report = await collecting.collect()
-    swept = report['swept']
-    waits = [one for one in report['waiting'] if not isinstance(one, BatchRow)]
+    reports = [one for one in (await collecting.join(), await collecting.collect()) if one is not None]
+    quarantined = {row.number for report in reports for row in report['quarantined']}
+    waits = [one for one in reports[-1]['waiting'] if not isinstance(one, BatchRow)]
     return {
-        'freed': [shapes.batch(row) for row in report['freed']],
-        'quarantined': [await _resting(call, row.number) for row in report['quarantined']],
+        'freed': [shapes.batch(row) for report in reports for row in report['freed']],
+        'quarantined': [await _resting(call, number) for number in sorted(quarantined)],
         'waiting': [shapes.waiting(one) for one in waits],
-        'packs': None if swept is None else _swept(swept),
+        'packs': _swept([report['swept'] for report in reports if report['swept'] is not None]),
         'lasting': call.service is not None,  # else plans that wait have ended with this process
     }
 
 
-def _swept(swept: Any) -> JSON:
-    return {'gone': swept.packs, 'bytes': swept.bytes, 'moved_chunks': swept.moved, 'kept': list(swept.kept)}
+def _swept(swept: list[Any]) -> JSON:
+    return {
+        'gone': sum(one.packs for one in swept),
+        'bytes': sum(one.bytes for one in swept),
+        'moved_chunks': sum(one.moved for one in swept),
+        'kept': list(swept[-1].kept) if swept else [],
+    }
 
 
 async def _resting(call: Call, number: int) -> JSON:

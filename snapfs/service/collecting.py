@@ -169,7 +169,18 @@ class Collecting:
                     await self._stop(alarm)
                 raise
         self.last.pop('error', None)
+        self.last['report'] = report
         return report
+
+    async def join(self) -> dict[str, Any] | None:
+        """Wait for the collection that runs now, if one does; return what it did."""
+        if not self._lock.locked():
+            return None
+        before = self.last.get('report')
+        async with self._lock:
+            pass
+        report: dict[str, Any] | None = self.last.get('report')
+        return None if report is before else report
 
     async def _collect(self, fresh: bool) -> dict[str, Any]:
         report: dict[str, Any] = {'freed': [], 'quarantined': [], 'waiting': [], 'swept': None}
@@ -307,7 +318,7 @@ class Collecting:
             await self._slices(self.collector.free(number, first=False), move, row.chunks)
             freed = await self._thread(self.collector.finish, number)
             await self.engine_changed()
-            self.last['swept'] = await self._thread(self.collector.sweep, lambda: None)
+            self.last['swept'] = await self._sweep_packs()
             await self._prove(freed, move, final=True)
             return freed
         raise Unavailable(f'batch {number} was interrupted; it goes on later')
@@ -324,8 +335,13 @@ class Collecting:
     async def _sweep(self) -> Swept:
         """Remove and repack packs."""
         with self._moving('packs', frozenset()):
-            return await self._thread(self.collector.sweep, lambda: None)
+            return await self._sweep_packs()
         raise Unavailable('the sweep was interrupted')
+
+    async def _sweep_packs(self) -> Swept:
+        if await self._thread(self.collector.seal):
+            await self.engine.commit(always=True)
+        return await self._thread(self.collector.sweep, lambda: None)
 
     # --- steps -------------------------------------------------------------------------------------------
     @contextmanager

@@ -303,5 +303,8 @@ def _find_request(engine: Engine, text: str) -> JSON:
     key = 'number' if text.isascii() and text.isdigit() else 'what'
     found = [row for row in rows if str(row[key]) == text and row['kind'] != 'dropped']
     if not found:
-        raise Invalid(f'nothing that was deleted is {text!r}', advice='See: snapfs snapshot list --deleted')
+        raise Invalid(
+            f'nothing that was deleted is {text!r}',
+            advice='See: snapfs snapshot list --deleted; what was freed or taken back: snapfs audit',
+        )
     return max(found, key=lambda row: row['number'])

@@ -230,11 +230,12 @@ class Registry:
         return [request_row(row) for row in self._catalog.query(text, KEPT_KINDS)]
 
     def request_groups(self) -> list[RequestGroup]:
-        """Return all other requests, added up by kind and volume. There may be one for every commit."""
+        """Return all other requests that are in no batch, added up by kind and volume. There may be one for
+        every commit."""
         rows = self._catalog.query(
             'SELECT kind, volume, max(volume_name), count(*), min(requested_ns), max(requested_ns), '
             'iif(count(bytes) = count(*), sum(bytes), NULL) FROM request '
-            'WHERE kind NOT IN (?, ?) GROUP BY kind, volume ORDER BY kind, volume',
+            'WHERE kind NOT IN (?, ?) AND batch IS NULL GROUP BY kind, volume ORDER BY kind, volume',
             KEPT_KINDS,
         )
         return [RequestGroup(kind, volume, decode_name(name), *rest) for kind, volume, name, *rest in rows]

@@ -250,7 +250,7 @@ async def test_file_handles_from_before_a_remount(kit: Kit) -> None:
     async with refused(errno.ENOTDIR):
         await lookup(file, b'..', ADMIN)
     assert (await kit.stat('home/docs/a')).generation == 1
-    for gone in (home + 1000, 77 << 40 | 1, 1 << 60 | 77 << 40 | 1, 3 << 60 | 9 << 40 | 1, (1 << 64) - 1):
+    for gone in (home + 1000, 77 << 40 | 1, 1 << 60 | 77 << 40 | 1, 3 << 60 | 99 << 40 | 1, (1 << 64) - 1):
         async with refused(errno.ESTALE):
             await kit.adapter.getattr(gone, ADMIN)
 

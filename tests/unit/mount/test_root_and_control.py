@@ -10,7 +10,7 @@ import pytest
 
 from snapfs.errors import Unavailable
 from snapfs.mount.adapter import Adapter
-from snapfs.mount.control import request_text
+from snapfs.mount.requests import request_text
 from tests.unit.mount.kit import ADMIN, ROOT, USER, Kit, refused
 
 
@@ -77,7 +77,8 @@ async def test_the_root_belongs_to_the_stores_owner_and_holds_nothing_else(kit: 
 
 async def test_control_is_read_and_never_listed(kit: Kit) -> None:
     assert await kit.list('') == [b'home']
-    assert await kit.list('.snapfs', room=1) == [b'health', b'trash', b'pending']
+    names = [b'health', b'trash', b'pending', b'incidents', b'quarantine']
+    assert await kit.list('.snapfs', room=1) == names
     text = await kit.read('.snapfs/health')
     assert text.startswith(b'ok\n')
     assert b'\nvolumes: 1\n' in text
