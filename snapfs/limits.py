@@ -164,6 +164,7 @@ AUDIT_NAMES_MAX = 100  # of requests and people in one line of the audit log
 AUDIT_LINES_SHOWN_MAX = 1000
 EVIDENCE_SHOWN_BYTES_MAX = 64 * KIB  # of each file of an incident; all of it is in .snapfs/incidents
 CANARY_SLICE_PART = 100  # one chunk in so many is freed first, and the store proved, before the rest goes
+SEAL_WASTE_BYTES_MIN = 1 * MIB  # an open pack with less waste goes on until it is full
 REPACKS_PER_SWEEP_MAX = 64  # new packs written in one go
 COLLECT_FIRST_NS = 60 * 10**9  # after opening, before anything is collected
 COLLECT_TICK_SECONDS = 1.0  # how often the collector looks whether something is due

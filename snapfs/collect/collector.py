@@ -39,7 +39,7 @@ from snapfs.collect.roots import RootRow, root_set
 from snapfs.collect.since import certified, since
 from snapfs.collect.states import CONFIRMED, QUARANTINED, BatchRow, batch, batches
 from snapfs.collect.states import approvals as approvals_of
-from snapfs.collect.sweep import census, retire, unlink
+from snapfs.collect.sweep import census, retire, seal_wasteful, unlink
 from snapfs.errors import Corrupt, Held
 from snapfs.format.ids import data_id
 from snapfs.store.horizon import PutRecord
@@ -353,6 +353,10 @@ class Collector:
             )
 
     # --- packs -------------------------------------------------------------------------------------------
+    def seal(self) -> bool:
+        """End open packs that are mostly waste; return whether there was one. A commit has to follow."""
+        return seal_wasteful(self.store, self.configuration().repack_waste / 10_000) > 0
+
     def sweep(self, step: Callable[[], None]) -> Swept:
         """Remove the packs that nobody needs, and repack wasteful ones; `step` is called before each, and
         raises when that must not go on. A pack that cannot be read stays, and is told."""

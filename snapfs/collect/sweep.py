@@ -66,8 +66,10 @@ class LastLook:
 _COUNT = 'SELECT pack, count(*), sum(stored) FROM {table} GROUP BY pack'
 
 
-def census(catalog: Catalog, busy: frozenset[int]) -> list[PackUse]:
-    """Return what is in each sealed or retired pack. `busy`: packs that rows in memory name; they are left
+def census(
+    catalog: Catalog, busy: frozenset[int], states: tuple[str, ...] = ('sealed', 'retired')
+) -> list[PackUse]:
+    """Return what is in each pack in one of these states. `busy`: packs that rows in memory name; they are left
     out."""
     counts = {}
     for table in ('chunk', 'quarantine', 'freed'):
@@ -81,8 +83,20 @@ def census(catalog: Catalog, busy: frozenset[int]) -> list[PackUse]:
             counts['freed'].get(row.pack, (0, 0))[0],
         )
         for row in catalog.packs()
-        if row.state in ('sealed', 'retired') and row.pack not in busy
+        if row.state in states and row.pack not in busy
     ]
+
+
+def seal_wasteful(store: Store, waste_min: float) -> int:
+    """End the open packs that have this much waste; return how many. They count as sealed after the next commit,
+    which the caller makes: what has not been put by then goes into another pack."""
+    count = 0
+    for use in census(store.catalog, frozenset(), ('open',)):
+        wasted = use.waste * use.row.bytes
+        if use.waste >= waste_min and wasted >= limits.SEAL_WASTE_BYTES_MIN:
+            store.chunks.seal_pack(use.row.kind, use.row.pack)
+            count += 1
+    return count
 
 
 def retire(store: Store, row: PackRow) -> bool:

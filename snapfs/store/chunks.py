@@ -146,6 +146,10 @@ class ChunkStore:
             self._plains.remove(id)
             self._locations.remove(id)
 
+    def seal_pack(self, kind: int, number: int) -> None:
+        """End an open pack, so that it can be repacked or go. Refused(ENOSPC); a commit makes it known."""
+        self.writers[RecordKind(kind)].seal(number)
+
     def new_pack(self, kind: int) -> tuple[int, bytes]:
         """Return number and name for a pack that the caller writes. `forget_pack` gives it up."""
         return self._numbers.new(kind)

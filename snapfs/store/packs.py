@@ -232,6 +232,16 @@ class PackWriter:
             self._open = pack = self._create()
         return pack
 
+    def seal(self, number: int) -> None:
+        """End the open pack, if it is the one with this number; the next record begins another. The catalog learns
+        of it at the next commit."""
+        with self._lock:
+            pack = self._open
+            if pack is not None and pack.number == number and pack.records:
+                self._seal(pack)
+                self._written.append(pack)
+                self._open = None
+
     def _create(self) -> OpenPack:
         number, name = self._numbers.new(self._kind)
         path = pack_path(self._root, self._kind, name)

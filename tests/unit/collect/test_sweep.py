@@ -12,7 +12,7 @@ from snapfs.collect import repack as module
 from snapfs.collect.files import BatchFiles
 from snapfs.collect.receipts import Receipts
 from snapfs.collect.repack import choose, plan_moves, repack
-from snapfs.collect.sweep import PackUse, census, last_look, read_pack, retire, unlink
+from snapfs.collect.sweep import PackUse, census, last_look, read_pack, retire, seal_wasteful, unlink
 from snapfs.errors import Corrupt
 from snapfs.format.receipts import ReceiptRow
 from snapfs.format.records import RecordKind
@@ -161,6 +161,30 @@ def test_a_record_without_a_receipt_keeps_its_pack(store, receipts, missing):
 
 def in_order(store, row):
     return [header.id for _, header in read_pack(store, row)]
+
+
+def test_an_open_pack_that_is_mostly_waste_is_ended(store, monkeypatch, receipts):
+    store.chunks.writers[RecordKind.DATA].bytes_max = 1 << 20
+    known = fill(store, 1)
+    assert sealed(store) == []
+    (use,) = census(store.catalog, frozenset(), ('open',))
+    assert use.live == len(known)
+    assert seal_wasteful(store, 0.5) == 0
+    left = list(known)[:4]
+    free(store, list(known)[4:])
+    assert seal_wasteful(store, 0.5) == 0, 'not worth it'
+    monkeypatch.setattr(limits, 'SEAL_WASTE_BYTES_MIN', 50_000)
+    assert seal_wasteful(store, 0.99) == 0, 'not wasteful enough'
+    assert seal_wasteful(store, 0.5) == 1
+    more = fill(store, 2, 3)  # a commit makes it known; what is put meanwhile goes into the next one
+    (done,) = sealed(store)
+    assert (done.row.pack, done.row.records) == (use.row.pack, len(known))
+    assert repack(store, choose(sealed(store), 0.5), receipts) == len(left)
+    assert retire(store, done.row)
+    assert unlink(store, done.row, receipts) is None
+    store.chunks.forget([*known, *more])
+    for id, plain in {**{id: known[id] for id in left}, **more}.items():
+        assert store.chunks.get(id) == plain
 
 
 def test_a_pack_that_is_named_is_not_retired(store):
