@@ -163,7 +163,8 @@ class Replay:
             self.packs[number] = self._pack(name, kind, state, size)
         for kind, number, name, root, items, refs, resting in self.db.execute(ROOTS).fetchall():
             self.roots.append(Root(kind, number, name, (root or b'').hex(), items, refs, resting))
-        for one in self.roots:
+        # What must be in the index first: then little is left for requests that may have it in quarantine.
+        for one in sorted(self.roots, key=lambda one: one.resting is not None):
             by, resting = f'{one.kind} {one.number}', one.resting is not None
             if one.root:
                 self._tree(bytes.fromhex(one.root), by, resting)
