@@ -187,12 +187,20 @@ class Collecting:
         await self._thread(self.collector.check, self._troubles())
         for row in await self._thread(self._confirmed):
             report['freed'].append(await self._free(row))
-        for row in await self._thread(self.collector.due):
-            report['freed'].append(await self._second(row))
+        # Looked at again before each: one may have gone back while the batch before it was worked on.
+        seen: set[object] = set()
+        while rows := [row for row in await self._thread(self.collector.due) if row.number not in seen]:
+            seen.add(rows[0].number)
+            report['freed'].append(await self._second(rows[0]))
         if fresh:
             await self._plant()
-            for chosen in await self._thread(self.collector.choose, self.pinned()):
-                done = await self._first(chosen)
+            while ways := [
+                one
+                for one in await self._thread(self.collector.choose, self.pinned())
+                if one.grace_class not in seen
+            ]:
+                seen.add(ways[0].grace_class)
+                done = await self._first(ways[0])
                 report['quarantined' if isinstance(done, BatchRow) else 'waiting'].append(done)
         report['swept'] = await self._sweep()
         return report
