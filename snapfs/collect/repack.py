@@ -1,10 +1,9 @@
 """L4 repack: live records of wasteful packs move to a new pack, so that the old ones can go. Blocking; one
 at a time.
 
-What moves: every record of the old pack that a row of `chunk` stands for at exactly this location, and every
-record that no table knows at all (a leak: a crash left it, and only a person's request may free it). What
-stays behind: records with a receipt, and copies whose row says another location. A pack with a quarantined
-record is left alone.
+What moves: every record of the old pack that a row of `chunk` or `quarantine` stands for at exactly this
+location, and every record that no table knows at all (a leak: a crash left it, and only a person's request
+may free it). What stays behind: records with a receipt, and copies whose row says another location.
 
 Order, for a crash at any point: the new pack is whole and durable before any row names it (P4); one
 transaction adds its row and repoints, each chunk only if its row still says the old location; the old pack
@@ -38,16 +37,18 @@ from snapfs.store.store import Store
 
 log = logging.getLogger(__name__)
 
+LEAK = 'no table'
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One record to copy: where it is, and whether a row of `chunk` stands for it (else it is a leak)."""
+    """One record to copy: where it is, and the table with a row for it ('chunk' or 'quarantine'), or LEAK."""
 
     id: bytes
     pack: PackRow
     offset: int
     length: int  # header and payload
-    live: bool
+    table: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def choose(uses: Sequence[PackUse], waste_min: float) -> list[PackUse]:
     """Return packs of one kind worth rewriting together, the most wasteful first; their live bytes fill
     one new pack at most. Empty when no pack is wasteful enough."""
     wasteful = sorted(
-        (use for use in uses if use.row.state == 'sealed' and use.live and use.waste >= waste_min),
+        (use for use in uses if use.row.state == 'sealed' and use.needed_bytes and use.waste >= waste_min),
         key=lambda use: (-use.waste, use.row.pack),
     )
     if not wasteful:
@@ -71,7 +72,7 @@ def choose(uses: Sequence[PackUse], waste_min: float) -> list[PackUse]:
     chosen: list[PackUse] = []
     size = PACK_HEADER_BYTES + TRAILER_BYTES
     for use in wasteful:
-        needed = use.live_bytes + use.row.records * ENTRY_BYTES
+        needed = use.needed_bytes + use.row.records * ENTRY_BYTES
         if use.row.kind == kind and (not chosen or size + needed <= BYTES_MAX[kind]):
             chosen.append(use)
             size += needed
@@ -80,8 +81,8 @@ def choose(uses: Sequence[PackUse], waste_min: float) -> list[PackUse]:
 
 def plan_moves(store: Store, row: PackRow, receipts: Receipts) -> list[Move]:
     """Return what has to be carried out of a pack, in its order. Corrupt when the pack is not whole."""
-    if store.catalog.query('SELECT 1 FROM quarantine WHERE pack = ? LIMIT 1', (row.pack,)):
-        return []  # condemned since it was chosen: it rests where it is
+    rows = store.catalog.query('SELECT offset, id FROM quarantine WHERE pack = ?', (row.pack,))
+    quarantined = set(rows)
     headers = list(read_pack(store, row))
     live = store.catalog.locate(list(dict.fromkeys(header.id for _, header in headers)))
     freed = receipts.of_pack(row, [(offset, header.id) for offset, header in headers])
@@ -90,9 +91,11 @@ def plan_moves(store: Store, row: PackRow, receipts: Receipts) -> list[Move]:
         here = live.get(header.id)
         length = HEADER_BYTES + header.stored_length
         if here is not None and here[:2] == (row.pack, offset):
-            moves.append(Move(header.id, row, offset, length, live=True))
+            moves.append(Move(header.id, row, offset, length, 'chunk'))
+        elif (offset, header.id) in quarantined:
+            moves.append(Move(header.id, row, offset, length, 'quarantine'))
         elif here is None and (offset, header.id) not in freed:
-            moves.append(Move(header.id, row, offset, length, live=False))
+            moves.append(Move(header.id, row, offset, length, LEAK))
     return moves
 
 
@@ -168,15 +171,18 @@ def take_over(store: Store, row: PackRow, moved: Sequence[Moved]) -> int:
     """
     with store.catalog.transaction() as db:
         write_packs(db, [row])
-        live = [(row.pack, one.entry.offset, *_was(one.move)) for one in moved if one.move.live]
-        count = db.executemany(
-            'UPDATE chunk SET pack = ?, offset = ? WHERE id = ? AND pack = ? AND offset = ?', live
-        ).rowcount
+        count = 0
+        for table in ('chunk', 'quarantine'):
+            places = [
+                (row.pack, one.entry.offset, *_was(one.move)) for one in moved if one.move.table == table
+            ]
+            text = f'UPDATE {table} SET pack = ?, offset = ? WHERE id = ? AND pack = ? AND offset = ?'
+            count += max(db.executemany(text, places).rowcount, 0)
         # A leak becomes known, so that it is counted and a person can ask for it.
-        leaks = [(*_place(row, one), store.catalog.epoch) for one in moved if not one.move.live]
+        leaks = [(*_place(row, one), store.catalog.epoch) for one in moved if one.move.table == LEAK]
         db.executemany('INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING', leaks)
     store.chunks.forget(one.move.id for one in moved)
-    return max(count, 0)
+    return count
 
 
 def _was(move: Move) -> tuple[bytes, int, int]:

@@ -45,13 +45,18 @@ class PackUse:
     live: int
     live_bytes: int
     quarantined: int
+    quarantined_bytes: int
     freed: int
 
     @property
+    def needed_bytes(self) -> int:
+        """What rows of `chunk` and `quarantine` stand for."""
+        return self.live_bytes + self.quarantined_bytes
+
+    @property
     def waste(self) -> float:
-        """The share of the pack that no row of `chunk` or `quarantine` stands for; 0 with quarantined
-        rows."""
-        return 0.0 if self.quarantined or not self.row.bytes else 1 - self.live_bytes / self.row.bytes
+        """The share of the pack that no row of `chunk` or `quarantine` stands for."""
+        return 1 - self.needed_bytes / self.row.bytes if self.row.bytes else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +74,8 @@ _COUNT = 'SELECT pack, count(*), sum(stored) FROM {table} GROUP BY pack'
 def census(
     catalog: Catalog, busy: frozenset[int], states: tuple[str, ...] = ('sealed', 'retired')
 ) -> list[PackUse]:
-    """Return what is in each pack in one of these states. `busy`: packs that rows in memory name; they are left
-    out."""
+    """Return what is in each pack in one of these states. `busy`: packs that rows in memory name; they are
+    left out."""
     counts = {}
     for table in ('chunk', 'quarantine', 'freed'):
         rows = catalog.query(_COUNT.format(table=table))
@@ -79,7 +84,7 @@ def census(
         PackUse(
             row,
             *counts['chunk'].get(row.pack, (0, 0)),
-            counts['quarantine'].get(row.pack, (0, 0))[0],
+            *counts['quarantine'].get(row.pack, (0, 0)),
             counts['freed'].get(row.pack, (0, 0))[0],
         )
         for row in catalog.packs()
@@ -88,8 +93,8 @@ def census(
 
 
 def seal_wasteful(store: Store, waste_min: float) -> int:
-    """End the open packs that have this much waste; return how many. They count as sealed after the next commit,
-    which the caller makes: what has not been put by then goes into another pack."""
+    """End the open packs that have this much waste; return how many. They count as sealed after the next
+    commit, which the caller makes: what has not been put by then goes into another pack."""
     count = 0
     for use in census(store.catalog, frozenset(), ('open',)):
         wasted = use.waste * use.row.bytes
