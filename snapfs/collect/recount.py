@@ -204,13 +204,13 @@ class _Run:
         self.seen, self.requests = _divide(self.spec, found)
         # A wish that nobody can take back keeps nothing; but what somebody asked for already is no leak.
         asked = self.spec.mode == 'leaks'
-        self.roots = tuple(row for row in self.seen if asked or row.kind != 'dropped')
-        self.roots = tuple(sorted(self.roots, key=_rank))  # stable: in the registry's order otherwise
+        roots = [row for row in self.seen if asked or row.kind != 'dropped']
+        self.roots = tuple(sorted(roots, key=_rank))  # stable: in the registry's order otherwise
         self.lasting = sum(_rank(row) == LASTING for row in self.roots)
         self.firm = sum(_rank(row) <= PASSING for row in self.roots)
         self._kept = np.zeros((len(self.roots), 3), dtype=np.int64)  # chunks, bytes, shared references
         self._freed = np.zeros((len(self.requests) + 1, 3), dtype=np.int64)
-        self._back = np.zeros(2, dtype=np.int64)
+        self._back = 0  # bytes that are returned
 
     def walk_roots(self) -> None:
         """Read every live branch: below roots that last; below pins and recoveries, which end and leave no
@@ -310,16 +310,12 @@ class _Run:
 
     def _mark(self, prefixes: PrefixSet, trips: PrefixSet | None) -> None:
         """Note for each candidate the first root that mentions it. With `trips`, look for these as well."""
-        first = trips is not None
         for claims in self._alive:
             prefixes.mark(claims.ids[:, 0], claims.owners)
         for owner, row in enumerate(self.roots):
             if row.chunks:
                 for part in self._parts(row, 'chunks'):
-                    ids = to_array(part)
-                    prefixes.mark(ids[:, 0], np.uint32(owner))
-                    if trips is not None and owner < self.firm:
-                        self._trip(trips, ids, np.full(len(ids), owner, dtype=np.uint32))
+                    prefixes.mark(to_array(part)[:, 0], np.uint32(owner))
         for walk in (self._lasting, self._passing, self._resting, self._asked):
             references = walk.branch_refs
             items = 0
@@ -329,7 +325,7 @@ class _Run:
                 items += count
                 if trips is not None and walk in (self._lasting, self._passing):
                     self._trip(trips, ids, owners)
-            if first:
+            if trips is not None:
                 self.references += references
                 self.items += items
 
@@ -339,9 +335,7 @@ class _Run:
         blind = np.flatnonzero(control & (keepers == NOBODY))
         for place in blind[: limits.COLLECT_ALARMS_MAX].tolist():
             self._alarm('blind', to_bytes(ids[place]), 'canary')
-        mine = ~control
-        count = int(control.sum())
-        ids, requests, keepers = ids[mine], requests[mine], keepers[mine]
+        ids, requests, keepers = ids[~control], requests[~control], keepers[~control]
         sizes = self._sizes(ids, requests, scan)
         there = sizes >= 0
         ids, requests, keepers, sizes = ids[there], requests[there], keepers[there], sizes[there]
@@ -352,9 +346,9 @@ class _Run:
         _add(self._freed, requests[gone].astype(np.intp), sizes[gone])
         self.condemned.add(ids[gone])
         back = ~gone & (keepers >= self.lasting)
-        self._back += (int(back.sum()), int(sizes[back].sum()))
+        self._back += int(sizes[back].sum())
         self.returned.add(ids[back])
-        return count
+        return int(control.sum())
 
     def _sizes(self, ids: Ids, requests: Owners, scan: bool) -> Numbers:
         """Return the payload bytes of each chunk in its pack. Corrupt when one is not in the index; -1 for
@@ -454,7 +448,7 @@ class _Run:
             condemned=self.condemned.count if quiet else 0,
             condemned_bytes=int(freed[:, 1].sum()),
             returned=self.returned.count if quiet else 0,
-            returned_bytes=int(self._back[1]) if quiet else 0,
+            returned_bytes=self._back if quiet else 0,
             kept=_shares(self.roots, self._kept) if quiet else (),
             requests=_shares(self.requests, freed),
             condemned_digest=self.condemned.digest(),

@@ -148,7 +148,7 @@ def from_json(kind: Any, value: Any) -> Any:
         return from_json(kind, value)
     try:
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            # Without the names of the class itself: a field called `bytes` would hide the type of its siblings.
+            # Without the names of the class itself: a field called `bytes` would hide its siblings' type.
             hints = typing.get_type_hints(kind, localns={})
             names = [field.name for field in dataclasses.fields(kind)]
             return kind(*[from_json(hints[n], one) for n, one in zip(names, value, strict=True)])
