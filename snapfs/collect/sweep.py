@@ -28,7 +28,7 @@ from snapfs.format.packs import (
     footer_offset,
 )
 from snapfs.format.records import HEADER_BYTES, RecordHeader, decode_header, decode_payload
-from snapfs.store.catalog import Catalog
+from snapfs.store.catalog import Catalog, checked_location
 from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path, scan_records
 from snapfs.store.rows import Location, PackRow
@@ -153,8 +153,9 @@ def unlink(store: Store, row: PackRow, receipts: Receipts) -> LastLook | None:
         store.disk.unlink(path)
     store.disk.sync_directory(path.parent)
     with store.catalog.transaction() as db:
-        standing = db.execute('SELECT 1 FROM chunk WHERE pack = ? LIMIT 1', (row.pack,)).fetchone()
-        assert standing is None, f'P1: pack {row.pack} is named again'
+        for table in ('chunk', 'quarantine'):
+            named = db.execute(f'SELECT 1 FROM {table} WHERE pack = ? LIMIT 1', (row.pack,)).fetchone()
+            assert named is None, f'P1: pack {row.pack} is named again, in {table}'
         db.execute('DELETE FROM freed WHERE pack = ?', (row.pack,))
         db.execute("DELETE FROM pack WHERE pack = ? AND state = 'retired'", (row.pack,))
     return None
@@ -170,13 +171,22 @@ def last_look(store: Store, row: PackRow, receipts: Receipts) -> LastLook:
     for offset, header in headers:
         if (offset, header.id) in freed:
             continue
-        location = locations.get(header.id)
-        if location is None or location.pack == row.pack or not _is_there(store, header, location):
+        if not any(_is_there(store, header, one) for one in _elsewhere(store, row, header.id, locations)):
             unaccounted.append((offset, header.id))
         else:
             count += 1
     accounted = len(headers) - count - len(unaccounted)
     return LastLook(accounted, count, tuple(unaccounted))
+
+
+def _elsewhere(store: Store, row: PackRow, id: bytes, known: dict[bytes, Location]) -> Iterator[Location]:
+    """Yield where another copy should be: in use, or in quarantine, from where it may come back."""
+    location = known.get(id)
+    if location is not None and location.pack != row.pack:
+        yield location
+    text = 'SELECT pack, offset, stored, plain FROM quarantine WHERE id = ? AND pack != ?'
+    for place in store.catalog.query(text, (id, row.pack)):
+        yield checked_location(Location(*place))
 
 
 def _is_there(store: Store, wanted: RecordHeader, location: Location) -> bool:
