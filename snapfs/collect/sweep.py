@@ -20,6 +20,7 @@ from snapfs import limits
 from snapfs.collect.receipts import Receipts
 from snapfs.errors import Corrupt
 from snapfs.format.packs import (
+    ENTRY_BYTES,
     PACK_HEADER_BYTES,
     TRAILER_BYTES,
     PackHeader,
@@ -55,8 +56,13 @@ class PackUse:
 
     @property
     def waste(self) -> float:
-        """The share of the pack that no row of `chunk` or `quarantine` stands for."""
-        return 1 - self.needed_bytes / self.row.bytes if self.row.bytes else 0.0
+        """The share of the bytes of its records that no row of `chunk` or `quarantine` stands for. Header and
+        footer are none: rewriting brings them back, and a small pack would be rewritten for ever."""
+        around = PACK_HEADER_BYTES
+        if self.row.state != 'open':
+            around += TRAILER_BYTES + self.row.records * ENTRY_BYTES
+        whole = self.row.bytes - around
+        return 1 - self.needed_bytes / whole if whole > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
