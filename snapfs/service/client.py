@@ -228,9 +228,10 @@ def _ask_once(
     connection: Connection, request: wire.Request, target: Target | None, watch: Watch | None
 ) -> object:
     try:
+        if target is None or watch is None:
+            return connection.ask(request)
         connection.send(request)
-        if target is not None and watch is not None:
-            _watch(connection, target, watch)
+        _watch(connection, target, watch)
         return connection.receive()
     except NoDaemon:
         raise Unavailable(f'the daemon ended during {request.command}; look whether it was done') from None

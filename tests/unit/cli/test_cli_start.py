@@ -42,8 +42,14 @@ NAMES = {
     'umount': '',
     'status': '',
     'volume': 'create list rename delete clone rollback',
-    'snapshot': 'create list show rename delete undelete',
+    'snapshot': 'create list show space rename delete undelete',
     'hold': 'add release list',
+    'collect': 'approve leaks',
+    'quarantine': '',
+    'incident': 'list show ack',
+    'config': '',
+    'audit': '',
+    'why': '',
 }
 
 
