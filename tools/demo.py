@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ def say(text: str) -> None:
     print(f'\n\x1b[1m# {text}\x1b[0m' if sys.stdout.isatty() else f'\n# {text}', flush=True)
 
 
-def run(command: str, *, fails: bool = False, quiet: bool = False) -> str:
+def run(command: str, *, fails: bool = False, quiet: bool = False, lines: int = LINES_SHOWN) -> str:
     """Print a command, run it in the demonstration's directory, print its output and return it."""
     print(f'$ {command}', flush=True)
     environment = {**os.environ, 'PATH': f'{BIN}:{os.environ.get("PATH", "")}', 'LC_ALL': 'C.UTF-8'}
@@ -49,12 +50,12 @@ def run(command: str, *, fails: bool = False, quiet: bool = False) -> str:
         errors='replace',
         check=False,
     )
-    lines = done.stdout.splitlines()
+    said = done.stdout.splitlines()
     if not quiet:
-        for line in lines[:LINES_SHOWN]:
+        for line in said[:lines]:
             print(f'  {line}')
-        if len(lines) > LINES_SHOWN:
-            print(f'  … and {len(lines) - LINES_SHOWN} lines more')
+        if len(said) > lines:
+            print(f'  … and {len(said) - lines} lines more')
     if (done.returncode != 0) != fails:
         raise Failed(f'`{command}` ended with {done.returncode}: {done.stdout.strip()}')
     return done.stdout
@@ -113,6 +114,7 @@ def demonstrate() -> None:
     run(f'rsync -a {packages}/ mnt/home/packages')
     run('find mnt/home -type f | wc -l')
     run('du -sh --apparent-size mnt/home')
+    run('head -c 100000000 /dev/urandom > mnt/home/recording')
     run('du -sh store    # deduplicated and compressed')
 
     say('A snapshot is a directory too.')
@@ -121,7 +123,7 @@ def demonstrate() -> None:
 
     say('Work goes on: something changes, something is deleted.')
     run('echo "print(42)" > mnt/home/lib/this.py')
-    run('rm -r mnt/home/lib/json mnt/home/lib/email')
+    run('rm -r mnt/home/lib/json mnt/home/lib/email mnt/home/recording')
     run('ls mnt/home/lib/json', fails=True)
 
     say('Walk into the past with plain commands, from wherever you stand.')
@@ -143,11 +145,50 @@ def demonstrate() -> None:
     say('Changed your mind? Take it back.')
     run(f'mv mnt/.snapfs/trash/{request} mnt/home/.snapshots/monday')
     run('ls mnt/home/.snapshots/monday/lib/email | head -3')
-    run('cat mnt/.snapfs/health')
-    run('snapfs status --store store')
+    run('head -3 mnt/.snapfs/health')
+    collect(root)
 
     say(f'The mount is still there to explore:  cd {root}/mnt/home')
     print('  One command ends it:  make demo-stop')
+
+
+def collect(root: Path) -> None:
+    """The deletion, from `rmdir` to the bytes that come back."""
+    say('Delete it after all. The collector counts first: this is its plan, and who keeps the rest.')
+    run('rmdir mnt/home/.snapshots/monday')
+    run('snapfs collect --store store --dry-run')
+
+    say('So much of a store at once would wait for a person. In this small one that limit may be higher.')
+    run('snapfs config --store store limit-share 60%')
+
+    say('What nothing needs goes into quarantine for 7 days. All that time it can be taken back.')
+    run('snapfs collect --store store')
+    batch, digest = held_batch(root)
+    run(f'cat mnt/.snapfs/quarantine/{batch}')
+    run('du -sh store/packs')
+
+    say(
+        'Who cannot wait approves exactly this plan. The second recount, by other code, is made all the same.'
+    )
+    run(f'snapfs collect approve --store store {digest}')
+    run('snapfs collect --store store')
+    run('du -sh store/packs')
+
+    say('What was done, by whom, after which checks; and the certificate, replayed without the daemon.')
+    run(f'snapfs audit --store store --batch {batch}')
+    run('snapfs-certificate store')
+
+
+def held_batch(root: Path) -> tuple[int, str]:
+    """Return number and digest of the batch with the deleted snapshot."""
+    answer = subprocess.run(
+        [SNAPFS, 'status', '--store', str(root / 'store'), '--json'], check=True, stdout=subprocess.PIPE
+    )
+    batches = json.loads(answer.stdout)['collector']['batches']
+    held = [one for one in batches if one['class'] == 'kept' and one['state'] == 'QUARANTINED']
+    if len(held) != 1:
+        raise Failed(f'{len(held)} batches with the snapshot are in quarantine, one was expected')
+    return held[0]['batch'], held[0]['digest']
 
 
 def main() -> int:
