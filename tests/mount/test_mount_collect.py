@@ -210,7 +210,7 @@ def test_kill_in_quarantine_and_while_freeing(deleted: Mount, place: Path) -> No
 
 
 def test_one_attaches_to_what_the_daemon_does(deleted: Mount) -> None:
-    """Two at once: one moves, the other waits for it and tells what became of it, with a bar on a terminal."""
+    """Two at once: one moves, the other waits for it and tells what came of it, with a bar on a terminal."""
     words = [str(SNAPFS), 'collect', '--store', str(deleted.store)]
     first = subprocess.Popen([*words, '--json'], stdout=subprocess.PIPE, text=True)
     master, terminal = pty.openpty()
