@@ -26,7 +26,7 @@ from snapfs.collect.canary import canaries, control_ids
 from snapfs.collect.certificate import encode_certificate
 from snapfs.collect.clock import TrustedClock
 from snapfs.collect.configuration import Configuration
-from snapfs.collect.files import CONDEMNED, RETURNED
+from snapfs.collect.files import CONDEMNED, RECEIPT, RETURNED
 from snapfs.collect.incidents import Alarm, Incidents
 from snapfs.collect.mentions import Mentions, MentionSpec
 from snapfs.collect.plan import CLASSES, Counts, Found, Kept, Plan, check_limits, make_plan
@@ -149,6 +149,16 @@ class Collector:
         """Return the frozen plan that recount 1 leads to. Alarm when it saw that a recount was wrong; Corrupt
         when it is not about what it was asked."""
         number = int(spec.out.name)
+        self.believe(spec, result, number)
+        if result.horizon != spec.expected.epoch or result.epoch < result.horizon:
+            raise Corrupt(f'P10: recount 1 is of epoch {result.horizon}, not {spec.expected.epoch}')
+        files = self.batches.files
+        files.adopt(number, CONDEMNED_FILE, CONDEMNED, result.condemned_digest)
+        files.adopt(number, RETURNED_FILE, RETURNED, result.returned_digest)
+        return self.draft(chosen, spec, result)
+
+    def believe(self, spec: RecountSpec, result: Recount, number: int | None = None) -> None:
+        """Raise Alarm when recount 1 saw that a recount was wrong. `number`: the batch that it is for."""
         if result.alarm:
             first = result.alarm[0]
             raise Alarm(
@@ -156,12 +166,6 @@ class Collector:
                 {'recount1.json': _plain(result), 'roots.json': [_plain(row) for row in spec.expected.roots]},
                 number,
             )
-        if result.horizon != spec.expected.epoch or result.epoch < result.horizon:
-            raise Corrupt(f'P10: recount 1 is of epoch {result.horizon}, not {spec.expected.epoch}')
-        files = self.batches.files
-        files.adopt(number, CONDEMNED_FILE, CONDEMNED, result.condemned_digest)
-        files.adopt(number, RETURNED_FILE, RETURNED, result.returned_digest)
-        return self.draft(chosen, spec, result)
 
     def draft(self, chosen: Chosen, spec: RecountSpec, result: Recount) -> Plan:
         """Return the plan that these figures lead to. Changes nothing: a dry run shows it."""
@@ -210,7 +214,13 @@ class Collector:
 
     # --- quarantine --------------------------------------------------------------------------------------
     def begin(self, plan: Plan) -> BatchRow:
-        """Make the batch of a plan."""
+        """Make the batch of a plan. Alarm when this number has been confirmed before: the catalog went back
+        in time. Another number would get through, and free what today's catalog needs."""
+        if self.batches.files.has(plan.batch, RECEIPT):
+            raise Alarm(
+                f'batch {plan.batch} has a receipt already: the catalog is older than the store',
+                {'plan.json': _plain(plan)},
+            )
         return self.batches.begin(plan)
 
     def condemn(self, plan: Plan, record: PutRecord) -> Iterator[int]:

@@ -159,14 +159,17 @@ class Walk:
         return places
 
     def _nodes(self, claims: Claims, places: Places) -> Iterator[tuple[int, bytes]]:
-        count = 0
+        count = read = 0
         for position, plain in self._reader.nodes(claims.ids, places):
             yield position, plain
             count += 1
+            read += 1
             if count == limits.COLLECT_TICK_NODES:
                 self._tick(count)
                 count = 0
         self._tick(count)
+        # A reader that took an error for the end of what there is would cut off whole subtrees unseen (L1).
+        assert read == len(claims), 'P10: a node was not read'
 
     def _check(self, claims: Claims, position: int, header: NodeHeader, level: int) -> None:
         """Compare a node's own header with what was claimed about it."""
