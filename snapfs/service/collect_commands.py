@@ -95,9 +95,6 @@ async def _dry(call: Call, chosen: Chosen) -> JSON:
         return specs[0]
 
     found = await collecting.look('what-if', make)
-    if found.alarm:
-        first = found.alarm[0]
-        raise Invalid(f'a recount found that one was wrong: {first.what}: chunk {first.id.hex()}')
     plan = await thread(collector.draft, chosen, specs[0], found)
     reasons = await thread(collector.reasons, plan)
     return {**shapes.plan(plan), 'kept': shapes.kept(found), 'digest': None, 'reasons': reasons}

@@ -24,7 +24,7 @@ from snapfs.collect.canary import canaries, enroll, sow
 from snapfs.collect.collector import Chosen, Collector, Swept
 from snapfs.collect.incidents import Alarm
 from snapfs.collect.plan import Plan
-from snapfs.collect.recount import Recount
+from snapfs.collect.recount import Recount, RecountSpec
 from snapfs.collect.states import CONFIRMED, QUARANTINED, BatchRow, batch, batches
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
 from snapfs.store.horizon import PutRecord
@@ -233,9 +233,10 @@ class Collecting:
         store = self.engine.store
         if await self._thread(canaries, store.catalog, store.chunks.get):
             return
-        canary = await self._thread(sow, store.chunks, self.world)
-        await self.engine.commit(always=True)
-        await self._thread(enroll, store.catalog, canary, self.world.time_ns())
+        with trio.CancelScope(shield=True):  # what is sown and not enrolled would be a leak
+            canary = await self._thread(sow, store.chunks, self.world)
+            await self.engine.commit(always=True)
+            await self._thread(enroll, store.catalog, canary, self.world.time_ns())
 
     # --- from requests to quarantine ---------------------------------------------------------------------
     async def _first(self, chosen: Chosen) -> BatchRow | Waiting:
@@ -446,15 +447,25 @@ class Collecting:
 
     async def look(self, what: str, make: Callable[[], Any]) -> Any:
         """Run a job that changes nothing, about the state of now, while no batch moves; `make` returns its
-        specification."""
+        specification. Alarm when it saw that a recount was wrong: to ask is to look."""
         async with self._lock:
             if self.engine.store.latched is None:
                 await self._plant()
                 await self.engine.commit()
             spec = await self._thread(make)
+            result = None
             with self._moving(what, frozenset()) as move:
-                return await self._run(spec, move)
-            raise Unavailable('it was interrupted')
+                result = await self._run(spec, move)
+            if result is None:
+                raise Unavailable('it was interrupted')
+            if isinstance(spec, RecountSpec):
+                try:
+                    self.collector.believe(spec, result)
+                except Alarm as alarm:
+                    with trio.CancelScope(shield=True):
+                        await self._stop(alarm)
+                    raise
+            return result
 
     # --- alarms ------------------------------------------------------------------------------------------
     def _read_alarm(self, id: bytes, table: str) -> None:
