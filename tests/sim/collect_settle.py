@@ -25,7 +25,9 @@ async def settle(history: History) -> None:
     await _rounds(history)
     left = _unreached(history)
     faultless = history.kind == 'calm'
-    assert not (left and faultless), f'{history.note()}: P9: {len(left)} chunks that nothing reaches have rows'
+    assert not (left and faultless), (
+        f'{history.note()}: P9: {len(left)} chunks that nothing reaches have rows'
+    )
     if left:
         await _ask_for_leaks(history)
         await _rounds(history)
@@ -85,4 +87,6 @@ def _bounded(history: History, faultless: bool) -> None:
                 useful[place[0]] = useful.get(place[0], 0) + (size if live else 0)
     for name, size in whole.items():
         waste = 1 - useful[name] / size
-        assert waste <= WASTE + 0.05 or not faultless, f'{history.note()}: P9: pack {name.hex()} wastes {waste:.0%}'
+        assert waste <= WASTE + 0.05 or not faultless, (
+            f'{history.note()}: P9: pack {name.hex()} wastes {waste:.0%}'
+        )

@@ -1,13 +1,13 @@
-"""A loss detector of its own: everything that stands, looked for in the packs, by SQL and byte decoders alone.
+"""A loss detector of its own: everything that stands is looked for in the packs, by SQL and byte decoders.
 
-It shares no code with snapfs.collect, with the chunk store or with the tree. What it says is what a reader who
-knows the format would find on the disk.
+It shares no code with snapfs.collect, with the chunk store or with the tree. What it says is what a reader
+who knows the format would find on the disk.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,10 +56,20 @@ class Walker:
     def walk(self, store: Path) -> Walk:
         """Look for everything that standing roots reach in `chunk`, and for what the requests of resting
         batches reach in `chunk` or quarantine."""
+        found, kinds, roots = self._tables(store)
+        for resting in (False, True):
+            for root in roots:
+                if root.resting == resting and root.root is not None:
+                    self._reach(store, kinds, found, root)
+        return found
+
+    def _tables(self, store: Path) -> tuple[Walk, dict[bytes, int], list[Standing]]:
+        """Return what the catalog says: rows, kinds of packs, roots."""
         found = Walk()
         db = sqlite3.connect(f'file:{store / "catalog.sqlite"}?mode=ro', uri=True)
         try:
-            names = {pack: (name, kind) for pack, name, kind in db.execute('SELECT pack, name, kind FROM pack')}
+            packs = db.execute('SELECT pack, name, kind FROM pack').fetchall()
+            names = {pack: (name, kind) for pack, name, kind in packs}
             for id, pack, offset in db.execute('SELECT id, pack, offset FROM chunk'):
                 found.rows[id] = (names.get(pack, (b'', 0))[0], offset)
             for id, pack, offset in db.execute('SELECT id, pack, offset FROM quarantine'):
@@ -70,11 +80,16 @@ class Walker:
         finally:
             db.close()
         kinds = dict(names.values())
-        for resting in (False, True):
-            for root in roots:
-                if root.resting == resting and root.root is not None:
-                    self._reach(store, kinds, found, root)
-        return found
+        return found, kinds, roots
+
+    def reach(self, store: Path, roots: Iterable[bytes | None]) -> set[bytes]:
+        """Return what these top nodes reach. AssertionError when something is not there."""
+        found, kinds, _ = self._tables(store)
+        for id in roots:
+            if id is not None:
+                self._reach(store, kinds, found, Standing('it', id, 0, 0, True))
+        assert not found.lost, found.lost
+        return found.resting
 
     def _reach(self, store: Path, kinds: dict[bytes, int], found: Walk, root: Standing) -> None:
         assert root.root is not None
@@ -133,8 +148,10 @@ def _roots(db: sqlite3.Connection) -> Iterator[Standing]:
         yield Standing(f'snapshot {name.decode()}', root, items, refs, False)
     for number, root, items, refs in db.execute('SELECT number, root, root_items, root_refs FROM canary'):
         yield Standing(f'canary {number}', root, items, refs, False)
-    text = "SELECT number, root, root_items, root_refs, batch FROM request WHERE kind IN ('snapshot', 'volume')"
-    for number, root, items, refs, batch in db.execute(text):
+    text = 'SELECT number, kind, root, root_items, root_refs, batch FROM request'
+    for number, kind, root, items, refs, batch in db.execute(text):
+        if kind not in ('snapshot', 'volume'):
+            continue
         if batch is None or states[batch] in ('PLANNED', 'QUARANTINED', 'RESTORED'):
             yield Standing(f'request {number}', root, items, refs, batch is not None)
 

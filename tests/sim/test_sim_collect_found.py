@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from snapfs import limits
 from snapfs.collect.leaks import request_leaks
 from snapfs.collect.mentions import Mentions
 from snapfs.collect.recount import RecountSpec
@@ -96,3 +98,22 @@ async def test_small_packs_are_not_rewritten_for_ever(collecting: Collecting) ->
     first = collecting.collector.sweep(lambda: None)
     second = collecting.collector.sweep(lambda: None)
     assert (second.packs, second.moved) == (0, 0), f'{first}, then {second}'
+
+
+async def test_a_collector_that_is_stopped_leaves_no_half_planted_canary(collecting: Collecting) -> None:
+    # Sown and not enrolled, its chunks were leaks: no request reaches them.
+    engine = collecting.engine
+    with trio.CancelScope() as scope:
+        commit = engine.commit
+
+        async def and_stop(*, always: bool = False) -> None:
+            scope.cancel()
+            await commit(always=always)
+
+        engine.commit = and_stop  # type: ignore[method-assign]
+        await collecting.collect()
+    engine.commit = commit  # type: ignore[method-assign]
+    text = 'SELECT count(*) FROM chunk WHERE plain = ?'
+    planted = engine.store.catalog.query(text, (limits.CANARY_CHUNK_BYTES,))
+    assert planted == [(limits.CANARY_CHUNKS,)]
+    assert engine.store.catalog.query('SELECT count(*) FROM canary') == [(1,)]
