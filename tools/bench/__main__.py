@@ -12,14 +12,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from tools.bench import groups
+from tools.bench.deletion import DELETION
 from tools.bench.filesystems import REGISTRY, Failed, Filesystem, may_drop_caches
-from tools.bench.groups import EXPECTED, GROUPS, Job
+from tools.bench.groups import EXPECTED, Job
+from tools.bench.metrics import BY_NAME
 from tools.bench.sample import make_sample
 from tools.bench.sizes import FULL, QUICK, Sizes
 from tools.bench.table import render
 
+GROUPS = groups.GROUPS | DELETION
 Measured = dict[str, dict[str, list[float]]]
 
 
@@ -36,6 +41,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--only', action='append', choices=GROUPS, metavar='GROUP', help=', '.join(GROUPS))
     names = [kind.name for kind in REGISTRY]
     parser.add_argument('--filesystem', action='append', choices=names, metavar='NAME', help=', '.join(names))
+    parser.add_argument(
+        '--references',
+        type=int,
+        metavar='N',
+        help='of the store that is recounted (2,000,000); try 20,000,000',
+    )
     parser.add_argument('--directory', type=Path, help='where stores and images are made (a temporary one)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write every single value there')
     parsed = parser.parse_args(arguments)
@@ -79,6 +90,7 @@ class Bench:
 
         def work() -> None:
             for name, value in GROUPS[group](filesystem, job).items():
+                assert name in BY_NAME, f'{name} has no row in the table'
                 self.values[filesystem.name].setdefault(name, []).append(value)
             filesystem.weigh()
 
@@ -118,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
         say('There is no /dev/fuse on this machine; nothing can be mounted.')
         return 1
     sizes = QUICK if options.quick else FULL
+    if options.references:
+        sizes = replace(sizes, synthetic_references=options.references)
     directory = Path(tempfile.mkdtemp(prefix='snapfs-bench-', dir=options.directory or '/var/tmp'))
     bench = Bench(directory, sizes, options.filesystem)
     try:
@@ -127,7 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
         bench.notes.insert(1, 'the null filesystem keeps all file data in its memory; btrfs has no daemon')
         if not may_drop_caches():
             bench.notes.append('not root: what is called cold is read from the page cache of the disk below')
-        bench.run(options.only or list(GROUPS), options.rounds, lambda seed: Job(sizes, sample, seed))
+        bench.run(
+            options.only or list(GROUPS), options.rounds, lambda seed: Job(sizes, sample, seed, directory)
+        )
     finally:
         bench.finish()
         if any(os.path.ismount(filesystem.mountpoint) for filesystem in bench.filesystems):

@@ -4,14 +4,16 @@ one thread.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 BIN = Path(sys.executable).parent
 COMMAND_SECONDS_MAX = 600
@@ -117,6 +119,26 @@ class Filesystem:
         """Delete it, or request that."""
         raise NotImplementedError
 
+    def prepare_release(self, name: str) -> None:
+        """Delete a snapshot, and do all that must be done before the last permission to free its bytes."""
+
+    def release(self, name: str) -> None:
+        """Give the last permission to free a snapshot's bytes."""
+        self.delete_snapshot(name)
+
+    def delete_snapshots(self, names: Sequence[str]) -> None:
+        """Delete many snapshots, or request that."""
+        for name in names:
+            self.delete_snapshot(name)
+
+    def collect(self) -> None:
+        """Return when everything that deleted snapshots alone hold is free."""
+
+    def held_bytes(self) -> int:
+        """Return what files and snapshots take on disk, now."""
+        run('sync', '-f', self.mountpoint)
+        return self.stored_bytes() or 0
+
     def finish(self) -> None:
         """End what `make` has started; called while not mounted."""
 
@@ -152,6 +174,14 @@ class Filesystem:
         if remount:
             self.mount()
 
+    def renew(self) -> None:
+        """Begin again with an empty one, mounted."""
+        self.leave()
+        self.finish()
+        shutil.rmtree(self.directory)
+        self.start()
+        self.mount()
+
     def wait_until_mounted(self, process: subprocess.Popen[bytes] | None = None) -> None:
         """Poll the mount table for `mountpoint`."""
         deadline = time.monotonic() + 30
@@ -174,6 +204,7 @@ class Snapfs(Filesystem):
         self.store = self.directory / 'store'
         self.home = self.mountpoint / 'home'
         self.daemon: int | None = None
+        self.resting: list[str] = []  # digests of batches whose grace is not over
 
     @classmethod
     def missing(cls) -> str | None:
@@ -207,6 +238,36 @@ class Snapfs(Filesystem):
 
     def delete_snapshot(self, name: str) -> None:
         os.rmdir(self.home / '.snapshots' / name)
+
+    def command(self, *words: str) -> Any:
+        """Run a command of ours on the store; return its answer."""
+        text = run(BIN / 'snapfs', *words, '--json', '--store', self.store)
+        return json.loads(text) if text else None
+
+    def into_quarantine(self) -> list[str]:
+        """Collect, allow what is above the limits, and collect; return the digests of what rests then."""
+        for plan in self.command('collect')['waiting']:
+            self.command('collect', 'approve', plan['digest'])
+        self.command('collect')
+        return [batch['digest'] for batch in self.command('quarantine')]
+
+    def prepare_release(self, name: str) -> None:
+        self.delete_snapshot(name)
+        self.resting = self.into_quarantine()
+
+    def release(self, name: str) -> None:
+        for digest in self.resting:
+            self.command('collect', 'approve', digest)
+
+    def collect(self) -> None:
+        for digest in self.into_quarantine():
+            self.command('collect', 'approve', digest)
+        self.command('collect')
+        if left := self.command('quarantine'):
+            raise Failed(f'{len(left)} batches rest after all permissions were given')
+
+    def held_bytes(self) -> int:
+        return used_bytes(self.store / 'packs')
 
 
 class Foreground(Filesystem):
@@ -309,6 +370,12 @@ class Btrfs(Filesystem):
     def delete_snapshot(self, name: str) -> None:
         run('btrfs', 'subvolume', 'delete', self.mountpoint / name)
 
+    def delete_snapshots(self, names: Sequence[str]) -> None:
+        run('btrfs', 'subvolume', 'delete', *(self.mountpoint / name for name in names))
+
+    def collect(self) -> None:
+        run('btrfs', 'subvolume', 'sync', self.mountpoint)
+
 
 class ZfsFuse(Filesystem):
     """ZFS in user space, in C, on a file; with compression and with the kernel's caches allowed, as the
@@ -364,6 +431,10 @@ class ZfsFuse(Filesystem):
 
     def delete_snapshot(self, name: str) -> None:
         run('zfs', 'destroy', f'{self.pool}@{name}')
+
+    def held_bytes(self) -> int:
+        run('sync', '-f', self.mountpoint)
+        return int(run('zfs', 'get', '-Hp', '-o', 'value', 'used', self.pool))
 
     def finish(self) -> None:
         if self.process is not None:

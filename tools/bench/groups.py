@@ -33,11 +33,12 @@ Values = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to do, and the seed of what is random in it."""
+    """What to do, the seed of what is random in it, and a directory for what a whole run needs once."""
 
     sizes: Sizes
     sample: Sample
     seed: int
+    directory: Path
 
 
 class Watch:

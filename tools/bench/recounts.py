@@ -3,7 +3,7 @@ runs them: speed and memory.
 
     python -m tools.bench.recounts STORE        a store made by tools.bench.synthetic
 
-Its deleted snapshot goes into quarantine for recount 2, and comes back at the end: the store is then as it was.
+Its deleted snapshot goes into quarantine for recount 2, and comes back at the end.
 
 References per second of processor time (user and system), because the workers stand back behind everybody.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -63,14 +64,22 @@ def measure(spec: object) -> Measured:
     begun = time.monotonic()
     with start(spec) as process:
         assert process.stdout is not None
-        lines = Lines(job_of(spec))
+        lines, memory = Lines(job_of(spec)), 0
         for line in process.stdout:
+            memory = max(memory, _memory_bytes(process.pid))
             lines.line(line)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     result = lines.result(process.returncode)
     processor = usage.ru_utime + usage.ru_stime
-    return Measured(result, processor, time.monotonic() - begun, usage.ru_maxrss * 1024)
+    return Measured(result, processor, time.monotonic() - begun, memory)
+
+
+def _memory_bytes(pid: int) -> int:
+    """Return the most memory that a process had so far; 0 when it has ended. What wait4 tells is at least
+    what its parent had when it was started."""
+    found = re.search(r'^VmHWM:\s+(\d+) kB$', Path(f'/proc/{pid}/status').read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 class Synthetic:
@@ -140,9 +149,9 @@ def main() -> None:
     parser.add_argument('store', type=Path)
     for name, found in measure_all(parser.parse_args().store).items():
         print(
-            f'{name}: {found.result.references:,} references: {found.references_per_second / 1e6:.2f} million '
-            f'references/s, {found.processor_seconds:.1f} s of processor, {found.wall_seconds:.1f} s, '
-            f'{found.memory_bytes / limits.MIB:.0f} MiB'
+            f'{name}: {found.result.references:,} references: '
+            f'{found.references_per_second / 1e6:.2f} million/s, {found.processor_seconds:.1f} s of '
+            f'processor, {found.wall_seconds:.1f} s, {found.memory_bytes / limits.MIB:.0f} MiB'
         )
 
 

@@ -19,6 +19,25 @@ class Sizes:
     snapshot_repeats: int = 5
     sparse_bytes: int = 10**15
     mount_repeats: int = 5
+    synthetic_references: int = 2_000_000
+    beside_pairs: int = 2
+    release_bytes: int = 100 << 20
+    many_files: int = 6_000
+    many_snapshots: int = 1_000
+    plain_bytes: int = 256 << 20
+    plain_files: int = 1_000
+    plain_pairs: int = 6
+
+    def words(self) -> dict[str, str]:
+        """Return the sizes that titles of the table name."""
+        small, large = self.snapshot_files
+        return {
+            'small': f'{small:,}',
+            'large': f'{large:,}',
+            'references': f'{self.synthetic_references:,}',
+            'held': f'{self.release_bytes >> 20} MiB',
+            'many': f'{self.many_snapshots:,}',
+        }
 
 
 FULL = Sizes()
@@ -32,4 +51,12 @@ QUICK = Sizes(
     snapshot_files=(100, 2_000),
     snapshot_repeats=3,
     mount_repeats=2,
+    synthetic_references=100_000,
+    beside_pairs=1,
+    release_bytes=10 << 20,
+    many_files=500,
+    many_snapshots=50,
+    plain_bytes=32 << 20,
+    plain_files=100,
+    plain_pairs=2,
 )

@@ -60,17 +60,17 @@ def render(results: Results, sizes: Sizes, rounds: int, notes: Sequence[str]) ->
         '| | ' + ' | '.join(names) + ' | aim of snapfs |',
         '|---|' + '---:|' * len(names) + '---|',
     ]
+    words = sizes.words()
     for metric in METRICS:
         values = {name: summary(results, name, metric) for name in names}
         if all(value is None for value in values.values()):
             continue
         null = values.get('null')
-        small, large = (f'{count:,}' for count in sizes.snapshot_files)
         cells = [cell(metric, values[name], null, name == 'null') for name in names]
         aim, ours = metric.aim_text(), values.get('snapfs')
         if ours is not None and (reached := metric.reached(ours, null)) is not None:
             aim += ', reached' if reached else ', **missed**'
-        title = metric.title.format(small=small, large=large)
+        title = metric.title.format(**words)
         lines.append(f'| {title} | ' + ' | '.join(cells) + f' | {aim} |')
     if notes:
         lines += ['', *(f'- {note}' for note in notes)]

@@ -2,19 +2,52 @@
 
 import json
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tools.bench import __main__ as bench
-from tools.bench import sample
+from tools.bench import recounts, sample
+from tools.bench.deletion import DELETION, Looping
 from tools.bench.filesystems import REGISTRY, Failed, device_flushes, run, used_bytes
-from tools.bench.groups import GROUPS
 from tools.bench.metrics import BY_NAME, METRICS, Metric
-from tools.bench.sizes import QUICK
+from tools.bench.sizes import QUICK, Sizes
 from tools.bench.table import number, render, summary
 
+TINY = Sizes(
+    tree_files=100,
+    sequential_bytes=1 << 20,
+    random_bytes=1 << 20,
+    beside_pairs=1,
+    release_bytes=4 << 20,
+    many_files=50,
+    many_snapshots=10,
+    plain_bytes=1 << 20,
+    plain_files=10,
+    plain_pairs=1,
+)
+ROWS_OF_DELETION = (
+    'recount_1_speed',
+    'recount_1_memory',
+    'recount_2_speed',
+    'recount_2_memory',
+    'proof_speed',
+    'proof_memory',
+    'beside_recount_1',
+    'beside_recount_2',
+    'release',
+    'many_take',
+    'many_delete',
+    'many_collect',
+    'many_seen',
+    'many_candidates',
+    'many_condemned',
+    'overhead_wall',
+    'overhead_processor',
+    'record_put',
+)
 SLOW = Metric('untar', 'untar', 's', aim=('ratio', 2.0))
 FAST = Metric('write', 'write', 'MiB/s', True, ('least', 250.0))
 
@@ -76,9 +109,12 @@ def test_what_others_do_only_adds_flushes():
     assert summary({'snapfs': {'fsync_flushes': [3.0, 1.0, 2.0]}}, 'snapfs', flushes) == 1.0
 
 
-def test_every_value_of_a_group_has_a_row(tmp_path: Path):
+def test_every_row_of_the_measured_workloads_has_a_value():
     source = Path(bench.__file__).with_name('groups.py').read_text()
+    deletion = set(ROWS_OF_DELETION)
     for metric in METRICS:
+        if metric.name in deletion:
+            continue  # test_deletion_is_measured
         word = metric.name.removesuffix('_small').removesuffix('_large')
         assert word in source or word.startswith('memory_'), metric.name
 
@@ -129,7 +165,27 @@ def test_a_group_runs_on_the_null_filesystem(group, tmp_path: Path, capsys):
     assert values, 'nothing measured'
     assert all(measured[0] > 0 for measured in values.values())
     assert list(tmp_path.iterdir()) == [out], 'something is left behind'
-    assert set(GROUPS) >= {group}
+
+
+@pytest.mark.slow
+def test_deletion_is_measured(monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setattr(bench, 'QUICK', TINY)
+    groups = [word for group in DELETION for word in ('--only', group)]
+    out = tmp_path / 'values.json'
+    arguments = ['--quick', '--rounds', '1', *groups, '--filesystem', 'snapfs', '--references', '10000']
+    code = bench.main([*arguments, '--directory', str(tmp_path), '--json', str(out)])
+    assert code == 0, capsys.readouterr().err
+    values = json.loads(out.read_text())['values']['snapfs']
+    assert set(values) - {'memory_most'} == set(ROWS_OF_DELETION)
+    assert values['many_condemned'][0] >= TINY.many_snapshots / 2, 'a changed leaf of every snapshot at least'
+    assert values['many_seen'][0] < 100
+    assert list(tmp_path.iterdir()) == [out], 'something is left behind'
+
+
+def test_a_job_that_fails_beside_a_workload_is_told(monkeypatch):
+    monkeypatch.setattr(recounts, 'start', lambda _spec: subprocess.Popen(['false'], stdout=subprocess.PIPE))
+    with pytest.raises(Failed, match='ended with 1'), Looping(None) as loop:
+        loop.join()
 
 
 def test_a_filesystem_that_fails_is_a_note_and_an_exit_code(monkeypatch, tmp_path: Path, capsys):
