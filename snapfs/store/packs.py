@@ -106,10 +106,11 @@ class PackNumbers:
         return number, name
 
     def remove(self, number: int) -> None:
-        """Forget a pack that is gone."""
+        """Forget a pack that is gone, if it is known."""
         with self._lock:
-            name, _ = self.packs.pop(number)
-            del self.numbers[name]
+            if number in self.packs:
+                name, _ = self.packs.pop(number)
+                del self.numbers[name]
 
 
 @dataclass(slots=True)
@@ -302,7 +303,7 @@ class PackWriter:
             folders = list(self._folders)
         for pack, _, _, _ in work:
             self._disk.sync_data(pack.fd)
-        for folder in {pack.path.parent for pack, _, _, _ in work if not pack.named}:
+        for folder in dict.fromkeys(pack.path.parent for pack, _, _, _ in work if not pack.named):
             self._disk.sync_directory(folder)
         if folders:
             self._disk.sync_directory(self._root / FOLDERS[self._kind])
