@@ -51,7 +51,13 @@ async def _start(task_status: Any) -> None:
         check=False,
         cwd='/',
         task_status=task_status,
+        deliver_cancel=_kill,
     )
+
+
+async def _kill(process: trio.Process) -> None:
+    """End a worker at once: it has nothing to put in order, and may be too idle to hear a request."""
+    process.kill()
 
 
 async def _read(lines: Lines, job: str, stream: Any) -> None:

@@ -125,6 +125,21 @@ async def test_a_file_by_its_inode_with_all_its_names(collecting: Collecting) ->
         ask(collecting, root=('snapshot', 999), ino=inode.ino)
 
 
+async def test_a_file_whose_items_are_in_many_leaves(collecting: Collecting) -> None:
+    engine = collecting.engine
+    await many(collecting)
+    await write_file(engine, 'sparse', b'')
+    await many(collecting)
+    head = engine.head('home')
+    assert head is not None
+    inode = await head.lookup(await head.inode(limits.INO_ROOT), b'sparse')
+    assert inode is not None
+    for n in range(700):
+        await head.write(inode, n << 20, b'part %d' % n)
+    await engine.commit()
+    assert ask(collecting, root=('volume', head.row.volume), ino=inode.ino).chunks == 700
+
+
 async def test_a_big_file_is_asked_about_in_part_and_says_so(
     collecting: Collecting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
