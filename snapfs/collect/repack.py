@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from snapfs import limits
 from snapfs.collect.receipts import Receipts
 from snapfs.collect.sweep import PackUse, read_pack
-from snapfs.errors import Corrupt
+from snapfs.errors import Corrupt, Refused
 from snapfs.format.packs import (
     ENTRY_BYTES,
     PACK_HEADER_BYTES,
@@ -198,8 +198,9 @@ def _place(row: PackRow, one: Moved) -> tuple[bytes, int, int, int, int, int, in
 def repack(store: Store, chosen: Sequence[PackUse], receipts: Receipts) -> int:
     """Carry what must stay out of the chosen packs into a new one; return how many chunks moved.
 
-    Corrupt when a pack cannot be read to its end; nothing was repointed then, and the unfinished copy is
-    gone."""
+    Corrupt when a pack cannot be read to its end, Refused(ENOSPC): nothing was repointed then, and the
+    unfinished copy is gone. Left there, it would be a pack that nobody knows after the next opening, and
+    recount 2 would believe nothing any more."""
     moves = [move for use in chosen for move in plan_moves(store, use.row, receipts)]
     if not moves:
         return 0
@@ -207,10 +208,11 @@ def repack(store: Store, chosen: Sequence[PackUse], receipts: Receipts) -> int:
     try:
         row, moved = copy(store, number, name, moves)
         return take_over(store, row, moved)
-    except Corrupt:
+    except (Corrupt, Refused):
         # Nothing names this pack: it is ours alone to remove.
         path = pack_path(store.path / 'packs', moves[0].pack.kind, name)
-        store.chunks.forget_pack(number)
+        assert not store.catalog.query('SELECT 1 FROM pack WHERE name = ?', (name,)), 'a copy was taken over'
         if store.disk.exists(path):
             store.disk.unlink(path)
+        store.chunks.forget_pack(number)
         raise

@@ -164,7 +164,7 @@ class ChunkStore:
             return frozenset(row.pack for rows in (self._fresh, self._durable) for row in rows.values())
 
     def forget_pack(self, number: int) -> None:
-        """A pack is about to go: close it, and let readers that knew it look again."""
+        """A pack is about to go: close it, and let readers that knew it look again. May be said again."""
         self._files.remove(number)
         self._numbers.remove(number)
 
@@ -241,6 +241,9 @@ class ChunkStore:
         for chunk in chunks:
             number = self._numbers.numbers.get(chunk.pack_name)
             if number is None:
+                # A commit has taken it although it did not supersede the record, and its pack was rewritten.
+                if self._catalog.locate((chunk.id,)):
+                    continue
                 raise Corrupt(
                     f'journal: chunk {chunk.id.hex()} is in pack {chunk.pack_name.hex()}, which is missing'
                 )
