@@ -7,6 +7,7 @@ the seed's kind of accident is happens. `check` reads everything and lets the de
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -325,7 +326,7 @@ class History(Run):
             try:
                 await self.chance.choice([self.collect, self.beside, self.beside, self.cancelled])()
             except BaseExceptionGroup as group:
-                if group.split(PowerCut)[1] is not None:
+                if group.subgroup(PowerCut) is None:  # else what the other tasks met then is debris
                     raise
                 raise PowerCut('in a task') from group
         except PowerCut:
@@ -361,8 +362,9 @@ class History(Run):
         old, root = self.disk, self.disk.root
         old.crash(self.chance.randrange(1 << 30), folder, keep)
         if self.engine is not None:
-            self.engine.store.close(clean=False)
             self.engine.closed = True
+            with contextlib.suppress(PowerCut):
+                self.engine.store.close(clean=False)
         old.forget()
         shutil.rmtree(root)
         self.disk = ImagingDisk(folder, self.seed + self.lives)
