@@ -178,6 +178,23 @@ def test_an_incident_as_a_person_reads_it(cli, store):
     assert 'note=seen' in good(cli('audit', '--last', '1'))
 
 
+def test_several_snapshots_are_deleted_or_none(cli, store):
+    good(cli('snapshot', 'create', 'home@a'))
+    code, out, err = cli('snapshot', 'delete', 'home@a', 'home@nix')
+    assert (code, out, err) == (3, '', 'snapfs: there is no snapshot home@nix\n')
+    good(cli('hold', 'add', 'home@a', 'audit', '--why', 'tax'))
+    code, _, err = cli('snapshot', 'delete', 'home@s', 'home@a')
+    assert (
+        code == 11 and err.startswith("snapfs: snapshot home@a is held: 'audit' of ") and err.count('\n') == 1
+    )
+    assert good(cli('snapshot', 'list')).count('home@') == 2
+    good(cli('hold', 'release', 'home@a', 'audit'))
+    out = good(cli('snapshot', 'delete', 'home@s', 'home@a'))
+    assert re.fullmatch(r'(request \d+: home@[sa] is to be deleted; back with: .*\n){2}', out)
+    code, _, err = cli('snapshot', 'delete', 'home@a')
+    assert code == 3 and err.startswith('snapfs: snapshot home@a was deleted already, by request ')
+
+
 def test_counting_words():
     assert [collect.counted(n, 'chunk') for n in (0, 1, 2)] == ['0 chunks', '1 chunk', '2 chunks']
     ns = 10**9
