@@ -23,7 +23,7 @@ async def accident(lab: Lab) -> None:
     say('August 2011. A store, a volume "home", three snapshots; Monday\'s is to be deleted.')
     say(
         f'  {len(lab.live)} files, {lab.count("chunk")} chunks in {lab.count("pack")} packs; '
-        'Tuesday\'s snapshot alone keeps 72 letters that Monday\'s had, too'
+        "Tuesday's snapshot alone keeps 72 letters that Monday's had, too"
     )
     page = job_of_2011(lab, lab.read())
     say('')
@@ -52,7 +52,7 @@ def job_of_2011(lab: Lab, reading: Reading) -> bytes:
     lab.must(wrong, 'the page is needed by nobody: the drill is none')
     files = sorted({file for id in wrong for title, file in reading.owners.get(id, ()) if 'tuesday' in title})
     size = sum(reading.sizes[id] for id in wrong)
-    say(f'  But a disk hiccups, and one page of {len(reading.pages[page])} references of Tuesday\'s is lost.')
+    say(f"  But a disk hiccups, and one page of {len(reading.pages[page])} references of Tuesday's is lost.")
     say(f'  Now the difference is {len(right) + len(wrong)} chunks. {len(wrong)} of them ({size} bytes) are')
     say(f'  needed: in home@tuesday {len(files)} files would be gone, {files[0]} to {files[-1]}.')
     say('  The job ran again a week later, marked the blocks that were both unused and used,')
@@ -107,7 +107,9 @@ async def reader_stops_it(lab: Lab, page: bytes) -> None:
     """Second: no totals. What is condemned is read by somebody."""
     lab.say('2. The same, and nobody compares totals any more.')
     wrong = await condemn_wrongly(lab, page)
-    lab.say(f'  {lab.count("quarantine")} chunks are in quarantine, {wrong} of them needed. No byte has gone.')
+    lab.say(
+        f'  {lab.count("quarantine")} chunks are in quarantine, {wrong} of them needed. No byte has gone.'
+    )
     found = await lab.read_snapshot('tuesday')
     lab.must(found == lab.snapshots['tuesday'], 'the reader did not get what was written')
     lab.must(lab.latched(), 'a condemned chunk was read, and the latch did not fall')
@@ -145,7 +147,7 @@ async def recount_2_stops_it(lab: Lab, page: bytes) -> None:
     with lab.stopped_by('recount 2', latch=True):
         await lab.collect()
     lab.must(not lab.count('freed'), 'something was freed')
-    await all_is_back(lab, 'The second count is another program, from the other end: it asks who mentions it.')
+    await all_is_back(lab, 'The second count is another program, from the other end: who mentions it?')
 
 
 async def all_is_back(lab: Lab, moral: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from snapfs.collect import catalog_ids, meta_packs, mentions, recount, roots
+from snapfs.collect import catalog_ids, mentions, meta_packs, recount, roots
 from snapfs.collect.idsets import Claims, Ids, to_bytes
 from snapfs.collect.reading import Places, StoreReader
 from snapfs.collect.walk import Walk

@@ -50,6 +50,13 @@ def replaced(owner: Any, name: str, by: object) -> Iterator[None]:
         setattr(owner, name, before)
 
 
+@contextmanager
+def small_store() -> Iterator[None]:
+    """Stores have a small journal and reserve meanwhile: openings read or write both as a whole."""
+    with replaced(limits, 'JOURNAL_BYTES', limits.MIB), replaced(limits, 'RESERVE_BYTES', limits.MIB):
+        yield
+
+
 class Lab:
     """One scratch store. `seen`: the guards that stopped something, with what each said."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from snapfs.errors import Held
 from snapfs.volume.engine import Engine
 from tools.drill.drills import Drill
-from tools.drill.lab import VOLUME, Lab
+from tools.drill.lab import Lab
 from tools.drill.world import DAY
 
 

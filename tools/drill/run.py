@@ -14,7 +14,7 @@ import trio
 
 from snapfs import limits
 from tools.drill.drills import Drill
-from tools.drill.lab import Lab
+from tools.drill.lab import Lab, small_store
 
 Say = Callable[[str], None]
 ROOM = 1024 * limits.MIB
@@ -44,7 +44,8 @@ def play(drill: Drill, say: Say = lambda line: None) -> Outcome:
     # What the collector shouts in a drill is part of the play; it would look like a real alarm.
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        return trio.run(_play, drill, Lab(path / 'store', say))
+        with small_store():
+            return trio.run(_play, drill, Lab(path / 'store', say))
     finally:
         logger.disabled, logger.level, logger.propagate = before
         shutil.rmtree(path)

@@ -244,7 +244,7 @@ DRILLS = (
             'A database comes back from a backup, and what was stored since is garbage in its eyes.',
             'Duplicacy (465): chunks of a backup that had no record yet were taken for fossils.',
         ),
-        'the catalog is replaced by yesterday\'s, after batches of today were freed',
+        "the catalog is replaced by yesterday's, after batches of today were freed",
         ('receipt', 'latch'),
         old_catalog,
     ),

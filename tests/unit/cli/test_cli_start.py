@@ -50,6 +50,7 @@ NAMES = {
     'config': '',
     'audit': '',
     'why': '',
+    'drill': '',
 }
 
 
