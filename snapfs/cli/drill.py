@@ -12,7 +12,7 @@ from snapfs.cli import output
 from snapfs.errors import Invalid
 
 if TYPE_CHECKING:
-    from tools.drill.drills import Drill
+    from tools.drill.drill import Drill
     from tools.drill.run import Outcome
 
 EXIT_FAILED = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snapfs.collect import moves
 from tools.drill import faults
-from tools.drill.drills import Drill
+from tools.drill.drill import Drill
 from tools.drill.guards import guard_of
 from tools.drill.lab import Failed, Fault, Lab, replaced
 from tools.drill.world import DAY

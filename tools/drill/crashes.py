@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from snapfs.errors import Latched
-from tools.drill.drills import Drill
+from tools.drill.drill import Drill
 from tools.drill.lab import Lab, small_store
 from tools.drill.world import DAY, KillDisk, Killed
 

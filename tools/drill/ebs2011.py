@@ -7,8 +7,8 @@ from dataclasses import replace
 from snapfs.collect.mentions import Mentions
 from tools.drill import faults
 from tools.drill.counting import nothing_moved, only_of_tuesday
-from tools.drill.drills import Drill
-from tools.drill.lab import Lab
+from tools.drill.drill import Drill
+from tools.drill.lab import Fault, Lab
 from tools.drill.walker import Reading
 from tools.drill.world import DAY
 
@@ -76,7 +76,7 @@ async def lose(lab: Lab, page: bytes | None) -> None:
     )
 
 
-def totals_off(page: bytes | None) -> tuple[faults.Fault, ...]:
+def totals_off(page: bytes | None) -> tuple[Fault, ...]:
     """Return the fault that takes the totals away; who loses every page has taken them along."""
     return () if page is None else (faults.no_totals,)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -303,6 +303,3 @@ class Lab:
         if wrong:
             raise Failed(f'{len(wrong)} differences: {"; ".join(wrong[:3])}')
         return sum(map(len, reading.files.values()))
-
-
-Run = Callable[[Lab], Awaitable[None]]

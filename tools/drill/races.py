@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from snapfs.collect.plan import Plan
 from snapfs.volume.engine import Engine
-from tools.drill.drills import Drill
+from tools.drill.drill import Drill
 from tools.drill.lab import Lab
 from tools.drill.world import DAY
 
@@ -105,7 +106,7 @@ async def other_plan(lab: Lab) -> None:
     await lab.reopen()
 
 
-async def waits(lab: Lab):  # type: ignore[no-untyped-def]
+async def waits(lab: Lab) -> Plan:
     """Collect; return the plan for snapshots, which must wait."""
     await lab.collect()
     kept = [row.number for row in lab.batches() if row.grace_class == 'kept']

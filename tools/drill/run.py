@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from snapfs import limits
-from tools.drill.drills import Drill
+from tools.drill.drill import Drill
 from tools.drill.lab import Lab, small_store
 
 Say = Callable[[str], None]
@@ -40,14 +40,14 @@ def play(drill: Drill, say: Say = lambda line: None) -> Outcome:
     """Play one drill in a temporary directory, which is removed afterwards."""
     path = Path(tempfile.mkdtemp(prefix='snapfs-drill-', dir=scratch()))
     logger = logging.getLogger('snapfs')
-    before = logger.disabled, logger.level, logger.propagate
+    before = logger.level
     # What the collector shouts in a drill is part of the play; it would look like a real alarm.
     logger.setLevel(logging.CRITICAL + 1)
     try:
         with small_store():
             return trio.run(_play, drill, Lab(path / 'store', say))
     finally:
-        logger.disabled, logger.level, logger.propagate = before
+        logger.setLevel(before)
         shutil.rmtree(path)
 
 

@@ -10,7 +10,7 @@ from snapfs.format.ids import RecordKind
 from snapfs.store.packs import pack_path
 from tools.drill import faults
 from tools.drill.counting import nothing_moved
-from tools.drill.drills import Drill
+from tools.drill.drill import Drill
 from tools.drill.lab import Lab
 from tools.drill.world import DAY
 

@@ -473,3 +473,15 @@ def test_a_stranger_that_cannot_be_read_is_no_empty_one(
 
     monkeypatch.setattr(meta_packs, 'read_bytes', fail)
     refuses(built, 'cannot read', writers=True)
+
+
+@pytest.mark.parametrize('kind', ['data', 'meta'])
+def test_a_retired_pack_may_be_gone(built: Built, kind: str) -> None:
+    """A crash came between its unlink and the end of its row. No recount would ever pass again."""
+    path = pack(built, kind, 'sealed')
+    number = {'data': 1, 'meta': 2}[kind]
+    before = built.mentions().packs
+    path.unlink()
+    with built.store.catalog.transaction() as db:
+        db.execute("UPDATE pack SET state = 'retired' WHERE kind = ? AND state = 'sealed'", (number,))
+    assert built.mentions().packs == before - (kind == 'meta')

@@ -45,7 +45,7 @@ def test_what_no_guard_says_is_no_guard() -> None:
     assert guard_of('node 12 of home: level 0, 1 items; claimed: level 0, 2 and 1') == 'totals'
 
 
-def damage(path: Path, store: Path) -> None:
+def damage(store: Path) -> None:
     """Change a byte in the middle of every data pack."""
     for pack in (store / 'packs' / 'data').rglob('*'):
         if pack.is_file():
@@ -75,7 +75,7 @@ def test_the_reader_sees_what_is_lost_changed_or_condemned(tmp_path: Path) -> No
         assert lab.differences(lab.read()) == ['1 chunks that are needed are still condemned']
         assert lab.differences(lab.read(), indexed=False) == []
         await lab.close()
-        damage(tmp_path, lab.path)
+        damage(lab.path)
         assert lab.read().lost
 
     with small_store():
