@@ -3,8 +3,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 SEEDS ?= 20
+LIMIT ?= 200
 
-.PHONY: help setup install demo demo-stop test check crash sim model bench ci
+.PHONY: help setup install demo demo-stop test check crash sim model mutants bench ci
 
 help:
 	@echo 'make setup       system packages, virtual environment, build: leaves $(VENV)/bin/snapfs'
@@ -16,6 +17,7 @@ help:
 	@echo 'make crash       power cuts at every sync and commit; SEEDS=n for more'
 	@echo 'make sim         random histories with crashes and faults; SEEDS=n for more'
 	@echo 'make model       search the deletion protocol, with all rules and with each taken away (minutes)'
+	@echo 'make mutants     small mistakes in the deletion code: none may lose data; LIMIT=n, 0 for all (hours)'
 	@echo 'make bench       measure against the null filesystem and what else is installed'
 	@echo 'make ci          what CI runs'
 
@@ -49,6 +51,9 @@ sim: setup
 
 model: setup
 	$(PY) -m tests.model
+
+mutants: setup
+	$(PY) -m tools.mutants --limit $(LIMIT)
 
 bench: setup
 	$(PY) -m tools.bench

@@ -352,19 +352,25 @@ def _decode_chunk(row: Any) -> NewChunk:
     if type(row) is not tuple or len(row) != _CHUNK_FIELDS:
         raise errors.Corrupt('journal: a malformed chunk')
     chunk = NewChunk(*row)
-    if type(chunk.id) is not bytes or len(chunk.id) != limits.ID_BYTES:
-        raise errors.Corrupt('journal: a chunk without an id')
-    if type(chunk.pack_name) is not bytes or len(chunk.pack_name) != limits.PACK_NAME_BYTES:
-        raise errors.Corrupt('journal: a chunk without a pack name')
-    numbers = (chunk.kind, chunk.offset, chunk.stored_length, chunk.plain_length, chunk.codec)
-    if set(map(type, numbers)) != {int} or min(numbers) < 0:
-        raise errors.Corrupt('journal: a chunk without the numbers that must stand there')
-    if chunk.kind not in _KINDS or chunk.codec not in _CODECS or chunk.offset < PACK_HEADER_BYTES:
-        raise errors.Corrupt(
-            f'journal: a chunk of kind {chunk.kind}, codec {chunk.codec}, offset {chunk.offset}'
-        )
+    oddity = _chunk_oddity(chunk)
+    if oddity is not None:
+        raise errors.Corrupt(f'journal: a chunk {oddity}')
     check_lengths(chunk.codec, chunk.stored_length, chunk.plain_length)
     return chunk
+
+
+def _chunk_oddity(chunk: NewChunk) -> str | None:
+    """Say what is wrong with a chunk that a frame brings; None for nothing."""
+    if type(chunk.id) is not bytes or len(chunk.id) != limits.ID_BYTES:
+        return 'without an id'
+    if type(chunk.pack_name) is not bytes or len(chunk.pack_name) != limits.PACK_NAME_BYTES:
+        return 'without a pack name'
+    numbers = (chunk.kind, chunk.offset, chunk.stored_length, chunk.plain_length, chunk.codec)
+    if not all(isinstance(one, int) and type(one) is not bool for one in numbers) or min(numbers) < 0:
+        return 'without the numbers that must stand there'
+    if chunk.kind not in _KINDS or chunk.codec not in _CODECS or chunk.offset < PACK_HEADER_BYTES:
+        return f'of kind {chunk.kind}, codec {chunk.codec}, offset {chunk.offset}'
+    return None
 
 
 def _decode_delta(cursor: _Cursor) -> VolumeDelta:
@@ -417,6 +423,9 @@ class _Splitter:
         self.chunks, self.volumes, self.size = [], [], 0
 
     def add_chunk(self, chunk: NewChunk) -> None:
+        # Before it leaves: what cannot be read back would take every record behind it along (P5).
+        oddity = _chunk_oddity(chunk)
+        assert oddity is None, f'P5: the journal would bring a chunk {oddity}'
         if self.size + _CHUNK_SIZE > limits.JOURNAL_FRAME_BYTES_TARGET:
             self.flush(more=True)
         self.chunks.append(chunk)

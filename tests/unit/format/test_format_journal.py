@@ -270,3 +270,12 @@ def test_a_large_record_is_split_and_replays_the_same() -> None:
 def test_a_small_record_is_one_frame() -> None:
     assert split_record(7, [CHUNK], [DELTA]) == [JournalFrame(7, 0, False, [CHUNK], [DELTA])]
     assert split_record(7, [], []) == [JournalFrame(7, 0, False, [], [])]
+
+
+@pytest.mark.parametrize(
+    'change',
+    [{'codec': None}, {'codec': 77}, {'id': b''}, {'pack_name': None}, {'offset': 1}, {'kind': True}],
+)
+def test_a_chunk_that_could_not_be_read_back_does_not_leave(change: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError, match='P5'):
+        split_record(1, [CHUNK._replace(**change)], [])
