@@ -26,8 +26,9 @@ from snapfs.service.collecting import Collecting
 from snapfs.store.store import Store
 from snapfs.volume.engine import Engine
 from tests.crash.oracle import Found, Registry
-from tests.crash.run import ImagingDisk, Profile, Run
+from tests.crash.run import ImagingDisk, Profile
 from tests.sim.collect_kit import Again, thaw
+from tests.sim.collect_people import People
 from tests.sim.collect_settle import settle
 from tests.sim.collect_walker import Walker
 from tests.sim.collect_world import StillWorld
@@ -42,8 +43,8 @@ PEOPLE = {
     'delete': 7, 'undelete': 4, 'clone': 2, 'rollback': 2, 'volume_delete': 2, 'hold': 2, 'release': 2,
 }  # fmt: skip
 MACHINE = {
-    'collect': 12, 'beside': 10, 'cancelled': 3, 'approve': 5, 'release_early': 1, 'wait': 10,
-    'jump': 2, 'suspend': 1,
+    'again': 8, 'collect': 10, 'beside': 10, 'cancelled': 3, 'approve': 5, 'release_early': 1, 'wait': 10,
+    'jump': 3, 'suspend': 2,
     'configure': 2, 'reopen': 2, 'tick': 2, 'check': 1, 'ask': 1,
 }  # fmt: skip
 # What may happen besides, by the kind of accident.
@@ -55,7 +56,7 @@ ACCIDENTS: dict[str, dict[str, int]] = {
 PROFILE = Profile('history', PEOPLE, sizes=12_000)
 
 
-class History(Run):
+class History(People):
     """One seed. `kind` is one of ACCIDENTS."""
 
     def __init__(self, folder: Path, kind: str, seed: int, steps: int = 60) -> None:
@@ -73,6 +74,7 @@ class History(Run):
         self.failing: int | None = None  # so many reads of a recount work, then one fails
         self.counts: dict[str, int] = {}
         self.errors: list[str] = []
+        self.past: list[bytes] = []  # contents that were written once
 
     def note(self) -> str:
         """What to say of a failure; it replays."""
@@ -126,7 +128,8 @@ class History(Run):
     def _add_pair(self, head: Any, root: Node | None = None) -> None:
         super()._add_pair(head, root)
         number = head.row.volume
-        self.workloads[number] = Again(self.pairs[number], self.chance.randrange(1 << 30), self.profile.sizes)
+        seed = self.chance.randrange(1 << 30)
+        self.workloads[number] = Again(self.pairs[number], seed, self.profile.sizes, self.past)
 
     # --- the whole ---------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -162,53 +165,6 @@ class History(Run):
         waited = self.world.passed - self.asked.get(key, self.world.passed)
         assert waited >= self.grace or key in self.early, f'{self.note()}: L5: {key} after {waited} s'
         self.count('fulfilled')
-
-    # --- people ------------------------------------------------------------------------------------------
-    async def delete(self) -> None:
-        try:
-            await super().delete()
-        except Held:
-            self.oracle.pending = None
-            self.count('held')
-
-    async def undelete(self) -> None:
-        before = {row.number: row for row in self.engine.request_list()}
-        try:
-            await super().undelete()
-        except Held as error:
-            assert 'being freed' in str(error), f'{self.note()}: {error}'
-            self.oracle.pending = None
-            self.count('too late')
-            return
-        except Refused as error:
-            assert error.errno == errno.ENOENT, f'{self.note()}: {error}'
-            self.oracle.pending = None
-            return
-        for number, row in before.items():
-            if all(one.number != number for one in self.engine.request_list()):
-                self.count(f'undeleted from {"a batch" if row.batch else "the trash"}')
-                forget(self.engine)
-                view = self.engine.snapshot_view(row.view)
-                if view is not None:
-                    promised = self.models[row.view].freeze()
-                    assert await freeze_view(view) == promised, (
-                        f'{self.note()}: {row.name} came back otherwise'
-                    )
-
-    async def hold(self) -> None:
-        found = self._some_snapshot()
-        if found is not None:
-            try:
-                await self.engine.hold_add(self.pairs[found[0]].head.name, found[1], 'h', 'ann', 'why')
-            except Refused as error:
-                assert error.errno == errno.EEXIST
-
-    async def release(self) -> None:
-        for row in self.engine.snapshot_list():
-            volume = next(head.name for head in self.engine.heads().values() if head.row.volume == row.volume)
-            if self.engine.hold_list(volume, row.name):
-                await self.engine.hold_release(volume, row.name, 'h')
-                return
 
     # --- the machine -------------------------------------------------------------------------------------
     async def _guarded(self, work: Callable[[], Awaitable[Any]]) -> None:
@@ -289,9 +245,11 @@ class History(Run):
         now = self.world.time_ns() / 1e9
         wanted = now + self.chance.choice([1, -1]) * self.chance.choice([1.0, 3600.0, DAY, YEAR, 30 * YEAR])
         self.world.jump(min(max(wanted, 0.0), 200 * YEAR) - now)
+        await self.collect()
 
     async def suspend(self) -> None:
         self.world.suspend(self.chance.choice([10.0, 3600.0, DAY, 60 * DAY]))
+        await self.collect()
 
     async def configure(self) -> None:
         name, text = self.chance.choice([

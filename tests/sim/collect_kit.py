@@ -21,16 +21,21 @@ if TYPE_CHECKING:
 
 
 class Again(Workload):
-    """Few contents, written again and again, whole or in part; now and then one of its own."""
+    """Few contents, written again and again, whole or in part; now and then a new one,
+    which may come again when all else that had it is deleted."""
 
-    def __init__(self, pair: Any, seed: int, sizes: int) -> None:
+    def __init__(self, pair: Any, seed: int, sizes: int, past: list[bytes]) -> None:
         super().__init__(pair, seed, sizes)
+        self.past = past
         few = random.Random(1)
         self._contents = [few.randbytes(few.choice([300, 3000, 9000, 40_000])) for _ in range(9)]
 
     def _bytes(self, count: int) -> bytes:
         if self.random.random() < 0.25:
-            return self.random.randbytes(self.random.randrange(1, 30_000))
+            self.past.append(self.random.randbytes(self.random.randrange(1, 30_000)))
+            return self.past[-1]
+        if self.past and self.random.random() < 0.4:
+            return self.random.choice(self.past)  # perhaps only what is on its way out has it still
         content = self.random.choice(self._contents)
         return content[: max(count, 1)] if self.random.random() < 0.4 else content
 
