@@ -25,12 +25,12 @@ from snapfs.store.horizon import PutRecord
 from tools.bench import recounts, synthetic
 from tools.bench.filesystems import Failed, Filesystem, Snapfs
 from tools.bench.groups import MIB, Job, Values, Watch, shell, sync_home
+from tools.bench.sizes import MANY_PART
 
 BYTES_BACK_SHARE = 0.95  # of what a snapshot alone holds: the rest is for nodes and for what others write
 BACK_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.005
 FILES_PER_DIRECTORY = 100
-CHANGED = 2  # files between two snapshots
 SMALL_BYTES_MAX = 8 << 10
 IDS_AT_ONCE = 64
 RECORD_ROUNDS = 2_000
@@ -160,7 +160,8 @@ def release(filesystem: Filesystem, job: Job) -> Values:
 
 
 def many(filesystem: Filesystem, job: Job) -> Values:
-    """Very many snapshots of a tree that changes little; delete every second one. In the first round only."""
+    """Very many snapshots of a tree that changes little (always the same file, and any other); delete every
+    second one. In the first round only."""
     if not filesystem.snapshots or job.seed:
         return {}
     filesystem.renew()
@@ -176,22 +177,26 @@ def many(filesystem: Filesystem, job: Job) -> Values:
     names = [f's{number:04}' for number in range(sizes.many_snapshots)]
     taken = []
     for name in names:
-        for path in chance.sample(paths, CHANGED):
+        for path in (paths[0], chance.choice(paths)):
             path.write_bytes(chance.randbytes(chance.randrange(SMALL_BYTES_MAX)))
         with Watch() as watch:
             filesystem.take_snapshot(name)
         taken.append(watch.seconds * 1000)
+    values = {'many_take': statistics.median(taken)}
+    filesystem.collect()  # what was overwritten between snapshots, so that it does not count below
+    unwanted = names[::2]
     claimed = _claimed(filesystem)
-    with Watch() as deleted:
-        filesystem.delete_snapshots(names[::2])
-    with Watch() as collected:
-        filesystem.collect()
-    values = {
-        'many_take': statistics.median(taken),
-        'many_delete': deleted.seconds * 1000 / len(names[::2]),
-        'many_collect': collected.seconds,
-    }
-    return values | (_work(filesystem, claimed) if isinstance(filesystem, Snapfs) else {})
+    some = unwanted[::MANY_PART]
+    for label, part in (('some', some), ('rest', [name for name in unwanted if name not in some])):
+        with Watch() as watch:
+            filesystem.delete_snapshots(part)
+        values['many_delete'] = watch.seconds * 1000 / len(part)
+        with Watch() as watch:
+            filesystem.collect()
+        values[f'many_{label}'] = watch.seconds
+        if isinstance(filesystem, Snapfs):
+            values |= _work(filesystem, label, claimed)
+    return values
 
 
 def _claimed(filesystem: Filesystem) -> int:
@@ -205,15 +210,16 @@ def _claimed(filesystem: Filesystem) -> int:
     return total
 
 
-def _work(filesystem: Snapfs, claimed: int) -> Values:
-    """Return what the batch of the deleted snapshots has cost, by its plan."""
+def _work(filesystem: Snapfs, label: str, claimed: int) -> Values:
+    """Return what the last batch of deleted snapshots has cost, by its plan. `claimed`: references in all
+    snapshots, before any was deleted."""
     plans = [json.loads(path.read_text()) for path in (filesystem.store / 'batches').glob('*/plan.json')]
-    (plan,) = [one for one in plans if one['grace_class'] == 'kept']
+    plan = max((one for one in plans if one['grace_class'] == 'kept'), key=lambda one: int(one['batch']))
     seen = plan['counts']['references'] + plan['candidates']
     return {
         'many_seen': 100 * seen / claimed,
         'many_candidates': plan['candidates'] / plan['condemned'],
-        'many_condemned': plan['condemned'],
+        f'many_{label}_condemned': plan['condemned'],
     }
 
 
@@ -283,7 +289,7 @@ def _plain(filesystem: Snapfs, job: Job, name: str) -> tuple[float, float]:
             begin = number * SMALL_BYTES_MAX
             (directory / f'{number:05}').write_bytes(noise[begin : begin + SMALL_BYTES_MAX])
         sync_home(filesystem)
-    spent = _processor_seconds(filesystem) - before
+    spent = max(_processor_seconds(filesystem) - before, 1 / os.sysconf('SC_CLK_TCK'))
     shell('rm -rf "$1"', directory)
     sync_home(filesystem)
     return watch.seconds, spent

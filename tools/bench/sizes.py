@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MANY_PART = 5  # of the snapshots that are deleted, one in so many is deleted and freed first
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -31,12 +33,16 @@ class Sizes:
     def words(self) -> dict[str, str]:
         """Return the sizes that titles of the table name."""
         small, large = self.snapshot_files
+        deleted = self.many_snapshots // 2
+        first = deleted // MANY_PART
         return {
             'small': f'{small:,}',
             'large': f'{large:,}',
             'references': f'{self.synthetic_references:,}',
             'held': f'{self.release_bytes >> 20} MiB',
             'many': f'{self.many_snapshots:,}',
+            'some': f'{first:,}',
+            'rest': f'{deleted - first:,}',
         }
 
 
