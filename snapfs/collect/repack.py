@@ -13,6 +13,7 @@ once more. A new pack that no transaction took over is found by the next recover
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -177,12 +178,36 @@ def take_over(store: Store, row: PackRow, moved: Sequence[Moved]) -> int:
                 (row.pack, one.entry.offset, *_was(one.move)) for one in moved if one.move.table == table
             ]
             text = f'UPDATE {table} SET pack = ?, offset = ? WHERE id = ? AND pack = ? AND offset = ?'
-            count += max(db.executemany(text, places).rowcount, 0)
+            changed = max(db.executemany(text, places).rowcount, 0)
+            assert changed <= len(places), (
+                f'P1: {changed} rows of {table} were repointed, {len(places)} wanted'
+            )
+            count += changed
         # A leak becomes known, so that it is counted and a person can ask for it.
         leaks = [(*_place(row, one), store.catalog.epoch) for one in moved if one.move.table == LEAK]
         db.executemany('INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING', leaks)
+        _check(db, row, moved)
     store.chunks.forget(one.move.id for one in moved)
     return count
+
+
+def _check(db: sqlite3.Connection, row: PackRow, moved: Sequence[Moved]) -> None:
+    """Assert that the tables say of the new pack what was written there (P1). Otherwise the transaction ends,
+    and nothing has moved."""
+    known = db.execute('SELECT name, state FROM pack WHERE pack = ?', (row.pack,)).fetchone()
+    assert known == (row.name, 'sealed'), f'P1: pack {row.pack} is {known}'
+    written = {tuple(one.entry) for one in moved}
+    ids = sorted({one.entry.id for one in moved})
+    for table in ('chunk', 'quarantine'):
+        for start in range(0, len(ids), limits.LOCATE_IDS_MAX):
+            part = ids[start : start + limits.LOCATE_IDS_MAX]
+            rows = db.execute(
+                f'SELECT id, offset, stored, plain, codec FROM {table} WHERE pack = ? '
+                f'AND id IN ({",".join("?" * len(part))})',
+                (row.pack, *part),
+            ).fetchall()
+            wrong = [found for found in rows if found not in written]
+            assert not wrong, f'P1: {table} looks for chunk {wrong[0][0].hex()} where it was not written'
 
 
 def _was(move: Move) -> tuple[bytes, int, int]:

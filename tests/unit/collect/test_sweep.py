@@ -16,6 +16,7 @@ from snapfs.collect.sweep import PackUse, census, last_look, read_pack, retire, 
 from snapfs.errors import Corrupt
 from snapfs.format.receipts import ReceiptRow
 from snapfs.format.records import RecordKind
+from snapfs.store.catalog import write_packs
 from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path
 from snapfs.store.rows import PackRow
@@ -505,3 +506,28 @@ def test_a_crash_before_the_new_pack_is_known_loses_nothing(store, receipts, mon
             assert again.chunks.get(id) == plain
     finally:
         again.close(clean=False)
+
+
+def nowhere(db, rows):
+    """A pack that does not become known."""
+
+
+def elsewhere(db, rows):
+    """A pack that becomes known, and a row that is repointed to a wrong place in it."""
+    write_packs(db, rows)
+    db.execute(
+        'CREATE TEMP TRIGGER wrong AFTER UPDATE OF pack ON chunk BEGIN UPDATE chunk SET offset = offset + 1 '
+        'WHERE id = new.id; END'
+    )
+
+
+@pytest.mark.parametrize('mistake', [nowhere, elsewhere])
+def test_nothing_moves_to_where_it_cannot_be_found(store, receipts, monkeypatch, mistake):
+    left = waste_of(store)
+    monkeypatch.setattr(module, 'write_packs', mistake)
+    with pytest.raises(AssertionError, match='P1'):
+        repack(store, choose(sealed(store), 0.5), receipts)
+    store.chunks._plains.__init__(store.chunks._plains._max)
+    store.chunks._locations.__init__(store.chunks._locations._max)
+    for id, plain in left.items():
+        assert store.chunks.get(id) == plain
