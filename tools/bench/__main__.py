@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from tools.bench import groups
 from tools.bench.deletion import DELETION
-from tools.bench.filesystems import REGISTRY, Failed, Filesystem, may_drop_caches
+from tools.bench.filesystems import REGISTRY, Failed, Filesystem, Null, Snapfs, may_drop_caches
 from tools.bench.groups import EXPECTED, Job
 from tools.bench.metrics import BY_NAME
 from tools.bench.sample import make_sample
@@ -42,6 +44,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     names = [kind.name for kind in REGISTRY]
     parser.add_argument('--filesystem', action='append', choices=names, metavar='NAME', help=', '.join(names))
     parser.add_argument(
+        '--peers-once', action='store_true', help='bindfs, btrfs and zfs-fuse in the first round only'
+    )
+    parser.add_argument('--minutes', type=float, metavar='N', help='begin nothing more after so long')
+    parser.add_argument(
         '--references',
         type=int,
         metavar='N',
@@ -64,6 +70,7 @@ class Bench:
         self.failed: set[str] = set()
         self.filesystems: list[Filesystem] = []
         self.values: Measured = {}
+        self.once: set[str] = set()  # names of those that are measured in the first round only
         for kind in REGISTRY:
             if chosen and kind.name not in chosen:
                 continue
@@ -99,14 +106,22 @@ class Bench:
         self.attempt(filesystem, group, work)
         self.attempt(filesystem, 'unmount', filesystem.unmount)
 
-    def run(self, groups: list[str], rounds: int, job: Callable[[int], Job]) -> None:
+    def run(self, groups: list[str], rounds: int, job: Callable[[int], Job], seconds_max: float) -> None:
         """Measure everything, filesystem after filesystem within each group of each round."""
+        begun = time.monotonic()
         for number in range(rounds):
             # New ones each round: what is stored already would be deduplicated, and is not what is measured.
-            made = [one for one in self.filesystems if self.attempt(one, 'make', one.start)]
+            wanted = [one for one in self.filesystems if number == 0 or one.name not in self.once]
+            made = [one for one in wanted if self.attempt(one, 'make', one.start)]
             for group in groups:
                 for filesystem in made:
-                    say(f'round {number + 1} of {rounds}: {group} on {filesystem.name}')
+                    spent = time.monotonic() - begun
+                    where = f'round {number + 1} of {rounds}: {group} on {filesystem.name}'
+                    if spent > seconds_max:
+                        self.notes.append(f'it ended after {spent / 60:.0f} minutes, before {where}')
+                        self.finish()
+                        return
+                    say(f'{spent:5.0f} s: {where}')
                     self.measure(filesystem, group, job(number))
             self.finish()
         for filesystem in self.filesystems:
@@ -134,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
         sizes = replace(sizes, synthetic_references=options.references)
     directory = Path(tempfile.mkdtemp(prefix='snapfs-bench-', dir=options.directory or '/var/tmp'))
     bench = Bench(directory, sizes, options.filesystem)
+    if options.peers_once:
+        bench.once = {one.name for one in bench.filesystems} - {Null.name, Snapfs.name}
     try:
         say('making the sample')
         sample = make_sample(directory, sizes.tree_files, sizes.sequential_bytes + sizes.random_bytes)
@@ -141,15 +158,17 @@ def main(arguments: list[str] | None = None) -> int:
         bench.notes.insert(1, 'the null filesystem keeps all file data in its memory; btrfs has no daemon')
         if not may_drop_caches():
             bench.notes.append('not root: what is called cold is read from the page cache of the disk below')
-        bench.run(
-            options.only or list(GROUPS), options.rounds, lambda seed: Job(sizes, sample, seed, directory)
-        )
+        seconds_max = 60 * options.minutes if options.minutes else math.inf
+        chosen = options.only or list(GROUPS)
+        bench.run(chosen, options.rounds, lambda seed: Job(sizes, sample, seed, directory), seconds_max)
     finally:
         bench.finish()
         if any(os.path.ismount(filesystem.mountpoint) for filesystem in bench.filesystems):
             say(f'something is still mounted below {directory}, which is left in place')
         else:
             shutil.rmtree(directory)
+    if bench.once:
+        bench.notes.append(f'{", ".join(sorted(bench.once))}: measured in one round')
     print(render(bench.values, sizes, options.rounds, bench.notes))
     if options.json:
         options.json.write_text(json.dumps({'values': bench.values, 'notes': bench.notes}, indent=1) + '\n')

@@ -22,7 +22,7 @@ class Sizes:
     sparse_bytes: int = 10**15
     mount_repeats: int = 5
     synthetic_references: int = 2_000_000
-    beside_pairs: int = 2
+    beside_pairs: int = 1
     release_bytes: int = 100 << 20
     many_files: int = 6_000
     many_snapshots: int = 1_000
@@ -58,7 +58,6 @@ QUICK = Sizes(
     snapshot_repeats=3,
     mount_repeats=2,
     synthetic_references=100_000,
-    beside_pairs=1,
     release_bytes=10 << 20,
     many_files=500,
     many_snapshots=50,

@@ -20,7 +20,6 @@ TINY = Sizes(
     tree_files=100,
     sequential_bytes=1 << 20,
     random_bytes=1 << 20,
-    beside_pairs=1,
     release_bytes=4 << 20,
     many_files=50,
     many_snapshots=10,
@@ -171,6 +170,11 @@ def test_a_group_runs_on_the_null_filesystem(group, tmp_path: Path, capsys):
 
 @pytest.mark.slow
 def test_deletion_is_measured(monkeypatch, tmp_path: Path, capsys):
+    few = tmp_path / 'few'
+    few.mkdir()
+    for file in range(TINY.tree_files):
+        (few / f'{file}').write_bytes(b'%d' % file)
+    monkeypatch.setattr(sample, 'SOURCES', (str(few),))
     monkeypatch.setattr(bench, 'QUICK', TINY)
     groups = [word for group in DELETION for word in ('--only', group)]
     out = tmp_path / 'values.json'
@@ -183,13 +187,20 @@ def test_deletion_is_measured(monkeypatch, tmp_path: Path, capsys):
     assert values['many_some_condemned'][0] >= 2 * 1
     assert values['many_rest_condemned'][0] >= 2 * 4
     assert values['many_seen'][0] < 100
-    assert list(tmp_path.iterdir()) == [out], 'something is left behind'
+    assert {*tmp_path.iterdir()} == {few, out}, 'something is left behind'
 
 
 def test_a_job_that_fails_beside_a_workload_is_told(monkeypatch):
     monkeypatch.setattr(recounts, 'start', lambda _spec: subprocess.Popen(['false'], stdout=subprocess.PIPE))
     with pytest.raises(Failed, match='ended with 1'), Looping(None) as loop:
         loop.join()
+
+
+def test_it_ends_when_its_time_is_over(tmp_path: Path, capsys):
+    arguments = ['--quick', '--only', 'sparse', '--filesystem', 'null', '--minutes', '0.000001']
+    assert bench.main([*arguments, '--directory', str(tmp_path)]) == 0
+    assert 'it ended after 0 minutes, before round 1 of 3: sparse on null' in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_filesystem_that_fails_is_a_note_and_an_exit_code(monkeypatch, tmp_path: Path, capsys):
