@@ -190,7 +190,7 @@ class Batches:
             if row.state != RESTORED:
                 assert row.restoring, f'batch {number} is not being restored'
                 assert not left, f'batch {number}: {left} chunks are still in quarantine'
-                db.execute('UPDATE request SET batch = NULL WHERE batch = ?', (number,))
+                moves.release_requests(db, number)
                 db.execute(
                     "UPDATE batch SET state = 'RESTORED', ended_ns = ? WHERE number = ?",
                     (self._world.time_ns(), number),
@@ -308,8 +308,8 @@ class Batches:
             self._audit.append(
                 {'event': 'batch-freed', 'batch': number, 'chunks': row.freed, 'bytes': row.stored_bytes}
             )
-            db.execute('DELETE FROM request WHERE batch = ? AND number IS NOT ?', (number, request))
-            db.execute('UPDATE request SET batch = NULL WHERE number = ?', (request,))
+            moves.end_requests(db, number, request)
+            moves.release_requests(db, number)
             db.execute(
                 "UPDATE batch SET state = 'FREED', ended_ns = ? WHERE number = ?",
                 (self._world.time_ns(), number),
@@ -323,7 +323,8 @@ class Batches:
         with self._transaction() as db:
             _required(db, row.number, CONFIRMED)
             db.execute(f'DELETE FROM request_part WHERE request IN ({own})', (row.number,))
-            db.execute(f'DELETE FROM request WHERE number IN ({own})', (row.number,))
+            left = db.execute(f'DELETE FROM request WHERE number IN ({own})', (row.number,)).rowcount
+            assert left <= 1, f'batch {row.number} would end {left} requests for a half made one'
             if not ids:
                 return None
             request = self._add_returned(db, row)

@@ -100,10 +100,11 @@ def in_quarantine(catalog: Catalog, number: int) -> tuple[int, int]:
 def back_to_chunk(db: sqlite3.Connection, number: int, after: bytes, count: int) -> bytes | None:
     """Bring up to `count` chunks of a batch with ids above `after` back; return the last id, None for
     none. One that was stored anew keeps its new location."""
-    last = db.execute(
-        'SELECT max(id) FROM (SELECT id FROM quarantine WHERE batch = ? AND id > ? ORDER BY id LIMIT ?)',
+    last, wanted = db.execute(
+        'SELECT max(id), count(*) FROM '
+        '(SELECT id FROM quarantine WHERE batch = ? AND id > ? ORDER BY id LIMIT ?)',
         (number, after, count),
-    ).fetchone()[0]
+    ).fetchone()
     if last is None:
         return None
     values = (number, after, last)
@@ -112,7 +113,12 @@ def back_to_chunk(db: sqlite3.Connection, number: int, after: bytes, count: int)
         f'INSERT INTO chunk SELECT {_COLUMNS} FROM quarantine c WHERE {where} ON CONFLICT (id) DO NOTHING',
         values,
     )
-    db.execute(f'DELETE FROM quarantine WHERE {where}', values)
+    back = db.execute(
+        f'SELECT count(*) FROM quarantine c WHERE {where} AND EXISTS (SELECT 1 FROM chunk WHERE id = c.id)',
+        values,
+    ).fetchone()[0]
+    gone = db.execute(f'DELETE FROM quarantine WHERE {where}', values).rowcount
+    assert wanted == back == gone, f'P1: {wanted} rows were to come back, {back} came, {gone} went'
     return bytes(last)
 
 
@@ -123,8 +129,11 @@ def take_out(db: sqlite3.Connection, number: int, ids: Sequence[bytes]) -> tuple
     _change(
         db, f'INSERT INTO chunk SELECT {_COLUMNS} FROM {_HELD} WHERE true ON CONFLICT (id) DO NOTHING', values
     )
+    back = db.execute(
+        f'{_NAMED} SELECT count(*) FROM {_HELD} WHERE EXISTS (SELECT 1 FROM chunk WHERE id = c.id)', values
+    ).fetchone()[0]
     gone = _change(db, _TAKE, values)
-    assert gone == count, f'{count} rows came, {gone} went'
+    assert count == back == gone, f'P1: {count} rows were to come back, {back} came, {gone} went'
     return count, (stored or 0) + count * HEADER_BYTES
 
 
@@ -185,3 +194,30 @@ def add_parts(db: sqlite3.Connection, request: int, first: int, ids: Sequence[by
         "INSERT INTO request_part VALUES (?, ?, 'chunks', ?)",
         [(request, first + n // size, b''.join(ids[n : n + size])) for n in range(0, len(ids), size)],
     )
+
+
+def _requests(db: sqlite3.Connection, number: int) -> tuple[int, int, int]:
+    """Return how many requests there are: the batch's, all in batches, all."""
+    text = 'SELECT count(*) FILTER (WHERE batch = ?), count(batch), count(*) FROM request'
+    mine, held, every = db.execute(text, (number,)).fetchone()
+    return mine, held, every
+
+
+def release_requests(db: sqlite3.Connection, number: int) -> None:
+    """The batch's requests are in no batch any more: they may be taken back, or go into another. Nobody
+    else's: what still rests in quarantine would count as a standing root."""
+    mine, held, every = _requests(db, number)
+    db.execute('UPDATE request SET batch = NULL WHERE batch = ?', (number,))
+    found = _requests(db, number)
+    assert found == (0, held - mine, every), f'batch {number} released requests of others: {found}'
+
+
+def end_requests(db: sqlite3.Connection, number: int, kept: int | None) -> None:
+    """The batch's requests are fulfilled and go, but for `kept`. Nobody else's: what is in the trash would be
+    gone from there."""
+    mine, held, every = _requests(db, number)
+    left = 0 if kept is None else 1
+    db.execute('DELETE FROM request WHERE batch = ? AND number IS NOT ?', (number, kept))
+    found = _requests(db, number)
+    gone = mine - left
+    assert found == (left, held - gone, every - gone), f'batch {number} ended requests of others: {found}'

@@ -163,7 +163,8 @@ def unlink(store: Store, row: PackRow, receipts: Receipts) -> LastLook | None:
             named = db.execute(f'SELECT 1 FROM {table} WHERE pack = ? LIMIT 1', (row.pack,)).fetchone()
             assert named is None, f'P1: pack {row.pack} is named again, in {table}'
         db.execute('DELETE FROM freed WHERE pack = ?', (row.pack,))
-        db.execute("DELETE FROM pack WHERE pack = ? AND state = 'retired'", (row.pack,))
+        gone = db.execute("DELETE FROM pack WHERE pack = ? AND state = 'retired'", (row.pack,)).rowcount
+        assert gone == 1, f'P1: {gone} packs would be forgotten with pack {row.pack}'
     return None
 
 
