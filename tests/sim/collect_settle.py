@@ -65,8 +65,8 @@ def _unreached(history: History) -> list[bytes]:
 
 
 def _written_twice(history: History) -> set[bytes]:
-    """Return what was written anew while it was condemned, and then its batch went back: one of the two copies
-    has no row any more. It counts as a leak when the other one is freed."""
+    """Return what may have been written anew while it was condemned, before its batch went back: one of the
+    two copies has no row any more, and counts as a leak when the other one is freed."""
     found: set[bytes] = set()
     for (number,) in history.engine.store.catalog.query("SELECT number FROM batch WHERE state = 'RESTORED'"):
         path = history.path / 'batches' / str(number) / 'condemned'
