@@ -178,6 +178,9 @@ def collect(root: Path) -> None:
     run(f'snapfs audit --store store --batch {batch}')
     run('snapfs-certificate store')
 
+    say('Why so careful: the accident of August 2011, replayed on a scratch store, and what stops it.')
+    run('snapfs drill ebs-2011', lines=60)
+
 
 def held_batch(root: Path) -> tuple[int, str]:
     """Return number and digest of the batch with the deleted snapshot."""
