@@ -212,13 +212,12 @@ class Batches:
             row = _required(db, number, QUARANTINED)
             chunks, size = moves.take_out(db, number, ids)
             if chunks:
-                request = self._add_returned(db, row)
+                request = self._add_returned(db, row, None, size)
                 moves.add_parts(db, request, 0, ids)
                 self._audit.append({
                     'event': 'batch-returned', 'batch': number, 'chunks': chunks, 'request': request,
                     'reason': clean_text(why),
                 })  # fmt: skip
-                db.execute('UPDATE request SET bytes = ?, batch = NULL WHERE number = ?', (size, request))
                 db.execute(
                     'UPDATE batch SET chunks = chunks - ?, bytes = bytes - ? WHERE number = ?',
                     (chunks, size, number),
@@ -252,6 +251,7 @@ class Batches:
             _check_latch(db)
             _check_one_moves(db, number)
             approval = _check_grace(db, row, plan, recounted)
+            _check_asked(db, plan)
             assert in_quarantine == (row.chunks, row.stored_bytes), (
                 f'P8: batch {number} holds {in_quarantine}'
             )
@@ -327,19 +327,22 @@ class Batches:
             assert left <= 1, f'batch {row.number} would end {left} requests for a half made one'
             if not ids:
                 return None
-            request = self._add_returned(db, row)
+            request = self._add_returned(db, row, row.number, None)
         for start in range(0, len(ids), limits.BATCH_SLICE_ROWS_MAX):
             with self._transaction() as db:
                 part = start // limits.INSERT_ROWS_MAX
                 moves.add_parts(db, request, part, ids[start : start + limits.BATCH_SLICE_ROWS_MAX])
         return request
 
-    def _add_returned(self, db: sqlite3.Connection, row: BatchRow) -> int:
+    def _add_returned(
+        self, db: sqlite3.Connection, row: BatchRow, owner: int | None, size: int | None
+    ) -> int:
+        """Add a request of kind 'returned' from this batch, of `size` bytes, in batch `owner`."""
         request, epoch, now_ns = take_number(db, 'next_request'), _setting(db, 'epoch'), self._world.time_ns()
         db.execute(
             'INSERT INTO request VALUES '
-            "(?, 'returned', 0, x'', x'', 0, NULL, 0, 0, 0, ?, ?, '', ?, ?, '', ?, NULL, ?, NULL, NULL)",
-            (request, epoch, now_ns, row.number, now_ns, epoch, row.number),
+            "(?, 'returned', 0, x'', x'', 0, NULL, 0, 0, 0, ?, ?, '', ?, ?, '', ?, ?, ?, NULL, NULL)",
+            (request, epoch, now_ns, row.number, now_ns, epoch, size, owner),
         )
         return request
 
@@ -434,6 +437,14 @@ def _check_may_begin(db: sqlite3.Connection, plan: Plan) -> None:
         if row[:2] != (request.kind, request.root):
             raise Corrupt(f'P6: request {request.number} is not what the plan says')
         assert CLASSES[request.kind] == plan.grace_class, f'request {request.number} has another grace'
+
+
+def _check_asked(db: sqlite3.Connection, plan: Plan) -> None:
+    """P2: every request of the plan is still the batch's, and no other. One that is in no batch is a root,
+    and may be taken back."""
+    found = db.execute('SELECT number FROM request WHERE batch = ? ORDER BY number', (plan.batch,)).fetchall()
+    if [number for (number,) in found] != sorted(request.number for request in plan.requests):
+        raise Corrupt(f'P2: the requests of batch {plan.batch} are not those of its plan any more')
 
 
 def _check_grace(

@@ -9,8 +9,9 @@ import pytest
 from snapfs.collect.receipts import Receipts
 from snapfs.collect.states import CONFIRMED, QUARANTINED, batch
 from snapfs.collect.sweep import census, retire, unlink
+from snapfs.errors import Corrupt
 from snapfs.format.records import RecordKind
-from tests.unit.collect.batch_kit import all_rows, commit, confirmed, quarantined
+from tests.unit.collect.batch_kit import all_rows, commit, confirmed, pass_time, quarantined, recount_2
 
 NOTHING_ARRIVES = 'BEFORE INSERT ON chunk BEGIN SELECT RAISE(IGNORE); END'
 NOTHING_LEAVES = 'BEFORE DELETE ON quarantine BEGIN SELECT RAISE(IGNORE); END'
@@ -85,3 +86,17 @@ def test_a_pack_that_goes_takes_no_other_along(batch_store, batches, clock, ids)
             unlink(store, use.row, receipts)
     finally:
         receipts.close()
+
+
+@pytest.mark.parametrize('change', ['NULL', '(SELECT max(number) FROM batch)'])
+def test_nothing_is_confirmed_that_nobody_asks_for_any_more(batch_store, batches, clock, ids, change):
+    first, second = (quarantined(batch_store, batches, part) for part in (ids[:4], ids[4:8]))
+    receipt = batches.write_receipt(first.number)
+    pass_time(batch_store, clock, first.grace_ns / 1e9)
+    with batch_store.catalog.transaction() as db:
+        db.execute(
+            f'UPDATE request SET batch = {change} WHERE batch IN (?, ?)', (first.number, second.number)
+        )
+    with pytest.raises(Corrupt, match='P2'):
+        batches.confirm(first.number, receipt, recount_2(batch_store, clock))
+    assert batch(batch_store.catalog, first.number).state == QUARANTINED
