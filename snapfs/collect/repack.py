@@ -130,7 +130,20 @@ def copy(store: Store, number: int, name: bytes, moves: Sequence[Move]) -> tuple
     finally:
         disk.close(fd)
     disk.sync_directory(path.parent)
-    return PackRow(number, name, kind, 'sealed', offset + len(footer), len(moved)), moved
+    row = PackRow(number, name, kind, 'sealed', offset + len(footer), len(moved))
+    _read_back(store, row, moved)
+    return row, moved
+
+
+def _read_back(store: Store, row: PackRow, moved: Sequence[Moved]) -> None:
+    """Read a new pack as a reader would, before anybody is sent there. Corrupt unless each copy is what its
+    id says."""
+    places = [(offset, header.id) for offset, header in read_pack(store, row)]
+    if places != [(one.entry.offset, one.entry.id) for one in moved]:
+        raise Corrupt(f'pack {row.name.hex()} does not hold what was written to it')
+    copies = [Move(one.move.id, row, one.entry.offset, one.move.length, one.move.table) for one in moved]
+    for run in _runs(copies):
+        _verified(store, run)
 
 
 def _runs(moves: Sequence[Move]) -> Iterator[list[Move]]:

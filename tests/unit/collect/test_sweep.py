@@ -531,3 +531,23 @@ def test_nothing_moves_to_where_it_cannot_be_found(store, receipts, monkeypatch,
     store.chunks._locations.__init__(store.chunks._locations._max)
     for id, plain in left.items():
         assert store.chunks.get(id) == plain
+
+
+@pytest.mark.parametrize('lost', [0, 1, 2])
+def test_a_copy_is_read_back_before_anybody_is_sent_there(store, receipts, monkeypatch, lost):
+    """A write that did nothing: of the header, the records, the footer."""
+    left = waste_of(store)
+    rows = store.catalog.query('SELECT * FROM chunk ORDER BY id')
+    real, calls = store.disk.pwrite, []
+
+    def forgets(fd, buffers, offset):
+        calls.append(offset)
+        if len(calls) - 1 != lost:
+            real(fd, buffers, offset)
+
+    monkeypatch.setattr(store.disk, 'pwrite', forgets)
+    with pytest.raises(Corrupt):
+        repack(store, choose(sealed(store), 0.5)[:1], receipts)
+    assert store.catalog.query('SELECT * FROM chunk ORDER BY id') == rows
+    for id, plain in left.items():
+        assert store.chunks.get(id) == plain
