@@ -7,7 +7,6 @@ batch begins with a recount of its own, which keeps whatever something has begun
 from __future__ import annotations
 
 from snapfs import limits
-from snapfs.collect import moves
 from snapfs.collect.files import SCRATCH, BatchFiles
 from snapfs.collect.recount import CONDEMNED_FILE, Recount, RecountSpec
 from snapfs.errors import Corrupt, Invalid
@@ -50,5 +49,5 @@ def request_leaks(store: Store, files: BatchFiles, spec: RecountSpec, found: Rec
             (request, epoch, now_ns, now_ns, clean_text(who), epoch, found.condemned_bytes),
         )
         for part, ids in enumerate(files.ids(SCRATCH, CONDEMNED_FILE, limits.INSERT_ROWS_MAX)):
-            moves.add_parts(db, request, part, ids)
+            db.execute("INSERT INTO request_part VALUES (?, ?, 'chunks', ?)", (request, part, b''.join(ids)))
     return int(request)
