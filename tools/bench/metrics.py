@@ -90,6 +90,7 @@ METRICS = (
     Metric('many_candidates', 'candidates for each chunk that is freed', ''),
     Metric('overhead_wall', 'a plain write workload takes longer by deletion safety', '%', aim=('most', 3.0)),
     Metric('overhead_processor', 'the same, processor time of the daemon', '%', aim=('most', 3.0)),
+    Metric('collection', 'one collection after it, processor time of the daemon', 'ms'),
     Metric('record_put', 'noting one put', 'ns'),
     Metric('sparse', 'grow, shrink, remove a file of 10^15 bytes', 'ms'),
     Metric('mount', 'mount', 'ms'),

@@ -47,6 +47,7 @@ ROWS_OF_DELETION = (
     'many_candidates',
     'overhead_wall',
     'overhead_processor',
+    'collection',
     'record_put',
 )
 SLOW = Metric('untar', 'untar', 's', aim=('ratio', 2.0))
