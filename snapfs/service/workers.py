@@ -6,6 +6,7 @@ and said its last line; everything else is an error of the job, and its caller c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import trio
 
 from snapfs import limits
 from snapfs.collect.worker import Lines, command, encode_job, job_of
-from snapfs.errors import Corrupt
+from snapfs.errors import Corrupt, SnapfsError, Unavailable
 
 log = logging.getLogger('snapfs.collect')
 
@@ -25,18 +26,33 @@ async def run_in_process(spec: Any, progress: Callable[[int, int], None]) -> Any
     died."""
     job = job_of(spec)
     lines = Lines(job, progress)
+    # The nursery would wrap what goes wrong into a group, and a group is taken for a bug of the collector.
+    failure: SnapfsError | None = None
+    code = -1
     async with trio.open_nursery() as nursery:
-        process = await nursery.start(_start)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        nursery.start_soon(_log_errors, job, process.stderr)
+        try:
+            process = await nursery.start(_start)
+            nursery.start_soon(_log_errors, job, process.stderr)
+            code = await _converse(process, job, spec, lines)
+        except OSError as error:
+            failure = Unavailable(f'the process of a {job} cannot be started: {error.strerror}')
+        except SnapfsError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return lines.result(code)
+
+
+async def _converse(process: trio.Process, job: str, spec: Any, lines: Lines) -> int:
+    """Tell a worker its job, take its lines, and return its exit code."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(trio.BrokenResourceError):  # it died already: its exit code says so
         async with process.stdin:
             await process.stdin.send_all(encode_job(job, spec))
-        await _read(lines, job, process.stdout)
-        code = await process.wait()
-        nursery.cancel_scope.cancel()
-    return lines.result(code)
+    await _read(lines, job, process.stdout)
+    return await process.wait()
 
 
 async def _start(task_status: Any) -> None:
