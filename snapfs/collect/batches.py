@@ -178,7 +178,9 @@ class Batches:
         """Bring up to BATCH_SLICE_ROWS_MAX chunks with ids above `after` back; return the last of them,
         None when there are no more."""
         with self._transaction() as db:
-            row = _required(db, number, *RESTING, restoring=True)
+            row = _required(db, number, *RESTING, RESTORED, restoring=True)
+            if row.state == RESTORED:
+                return None  # somebody else's restore of the same batch was quicker
             assert row.restoring, f'batch {number} is not being restored'
             return moves.back_to_chunk(db, number, after, limits.BATCH_SLICE_ROWS_MAX)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -25,8 +24,9 @@ from snapfs.collect.collector import Chosen, Collector, Swept
 from snapfs.collect.incidents import Alarm
 from snapfs.collect.plan import Plan
 from snapfs.collect.recount import Recount, RecountSpec
-from snapfs.collect.states import CONFIRMED, QUARANTINED, BatchRow, batch, batches
+from snapfs.collect.states import FREED, QUARANTINED, BatchRow, batch, batches
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
+from snapfs.service.moves import Move, Waiting
 from snapfs.store.horizon import PutRecord
 from snapfs.store.rows import RequestRow
 from snapfs.world import World
@@ -34,33 +34,12 @@ from snapfs.world import World
 if TYPE_CHECKING:
     from snapfs.volume.engine import Engine
 
+__all__ = ['Collecting', 'Move', 'Waiting']
+
 log = logging.getLogger('snapfs.collect')
 T = TypeVar('T')
 
 Runner = Callable[[Any, Callable[[int, int], None]], Awaitable[Any]]
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A plan above its limits: it waits for a person, and the puts since its horizon are noted meanwhile."""
-
-    plan: Plan
-    chosen: Chosen
-    record: PutRecord
-    reasons: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Move:
-    """What moves now. Cancelling `scope` ends it; `done` is set when it has ended."""
-
-    what: str
-    requests: frozenset[int]
-    batch: int | None = None
-    stage: str = ''
-    progress: tuple[int, int] = (0, 0)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    done: trio.Event = field(default_factory=trio.Event)
 
 
 class Collecting:
@@ -185,8 +164,13 @@ class Collecting:
     async def _collect(self, fresh: bool) -> dict[str, Any]:
         report: dict[str, Any] = {'freed': [], 'quarantined': [], 'waiting': [], 'swept': None}
         await self._thread(self.collector.check, self._troubles())
-        for row in await self._thread(self._confirmed):
+        # What a full disk or a crash has left half way first: one batch moves at a time.
+        for row in await self._thread(self.collector.recover):
             report['freed'].append(await self._free(row))
+        await self.engine_changed()
+        for row in await self._thread(self._unproved):
+            with self._moving('proof', frozenset(), row.number) as move:
+                await self._prove(row, move, final=True)
         # Looked at again before each: one may have gone back while the batch before it was worked on.
         seen: set[object] = set()
         while rows := [row for row in await self._thread(self.collector.due) if row.number not in seen]:
@@ -225,8 +209,11 @@ class Collecting:
         health = self.engine.health()
         return [] if health == 'ok' or health.startswith(('full', 'collector')) else [health]
 
-    def _confirmed(self) -> list[BatchRow]:
-        return batches(self.engine.store.catalog, CONFIRMED)
+    def _unproved(self) -> list[BatchRow]:
+        """Return the freed batches whose last proof was broken off (L13)."""
+        catalog = self.engine.store.catalog
+        done = {number for (number,) in catalog.query("SELECT batch FROM receipt WHERE kind = 'certificate'")}
+        return [row for row in batches(catalog, FREED) if row.number not in done]
 
     async def _plant(self) -> None:
         """See to it that there is a canary: without one a recount could be blind."""
@@ -241,15 +228,17 @@ class Collecting:
     # --- from requests to quarantine ---------------------------------------------------------------------
     async def _first(self, chosen: Chosen) -> BatchRow | Waiting:
         """Recount 1, plan, limits, quarantine. Held when the move was ended by an undelete."""
-        waiting = self.waiting.pop(chosen.grace_class, None)
+        waiting = self.waiting.get(chosen.grace_class)
         if waiting is not None:
-            approved = not await self._thread(self.collector.reasons, waiting.plan)
-            if not approved:
-                self.waiting[chosen.grace_class] = waiting
+            reasons = await self._thread(self.collector.reasons, waiting.plan)
+            if self.waiting.get(chosen.grace_class) is not waiting:
+                raise _ended(waiting.chosen)  # while we looked
+            if reasons or self._is_open(waiting.chosen):
                 return waiting
             with self._moving('quarantine', waiting.chosen.numbers) as move:
+                del self.waiting[chosen.grace_class]
                 try:
-                    return await self._condemn(waiting.plan, waiting.record, move)
+                    return await self._condemn(waiting.plan, waiting.chosen, waiting.record, move)
                 finally:
                     self.engine.store.chunks.stop_recording(waiting.record)
             raise _ended(waiting.chosen)
@@ -271,7 +260,7 @@ class Collecting:
                 keep = True
                 log.warning('a plan waits for approval: %s: %s', plan.digest.hex(), '; '.join(reasons))
                 return waiting
-            return await self._condemn(plan, record, move)
+            return await self._condemn(plan, chosen, record, move)
         finally:
             if not keep:
                 self.engine.store.chunks.stop_recording(record)
@@ -279,21 +268,34 @@ class Collecting:
                     with trio.CancelScope(shield=True):
                         await self._thread(self.collector.discard, int(spec.out.name))
 
-    async def _condemn(self, plan: Plan, record: PutRecord, move: Move) -> BatchRow:
+    async def _condemn(self, plan: Plan, chosen: Chosen, record: PutRecord, move: Move) -> BatchRow:
         move.stage, move.batch = 'quarantine', plan.batch
         finished = False
         try:
+            self._check_open(chosen)
             await self._thread(self.collector.begin, plan)
             await self.engine_changed()
+            self._check_open(chosen)  # from here on nobody can come to open anything of it
             await self._slices(self.collector.condemn(plan, record), move, plan.condemned)
             row = await self._thread(self.collector.rest, plan)
             finished = True
         finally:
-            if not finished:
-                with trio.CancelScope(shield=True):
-                    await self._thread(self._give_up, plan)
-            await self.engine_changed()
+            with trio.CancelScope(shield=True):
+                try:
+                    if not finished:
+                        await self._thread(self._give_up, plan)
+                finally:
+                    await self.engine_changed()
         return row
+
+    def _is_open(self, chosen: Chosen) -> bool:
+        pinned = self.pinned()
+        return any(row.view and row.view in pinned for row in chosen.requests)
+
+    def _check_open(self, chosen: Chosen) -> None:
+        """Reading what is condemned would be an alarm: what was opened since the choice waits."""
+        if self._is_open(chosen):
+            raise Held('something of a deleted snapshot is open; its batch begins when that is closed')
 
     def _give_up(self, plan: Plan) -> None:
         """A batch that did not get into quarantine as a whole goes back."""
@@ -323,7 +325,7 @@ class Collecting:
         with self._moving('free', frozenset(), number) as move:
             if not row.freed:
                 await self._slices(self.collector.free(number, first=True), move, row.chunks)
-                await self._prove(row, move, final=False)
+            await self._prove(row, move, final=False)  # L11: also when the last attempt ended before it
             await self._slices(self.collector.free(number, first=False), move, row.chunks)
             freed = await self._thread(self.collector.finish, number)
             await self.engine_changed()
