@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from snapfs import limits
+from snapfs.collect.mentions import MentionSpec
 from snapfs.collect.proof import ProofSpec
 from snapfs.collect.states import batches
 from snapfs.errors import Corrupt, Held, Refused, SnapfsError, Unavailable
@@ -264,6 +265,26 @@ async def test_what_somebody_opens_while_its_batch_is_planned_stays(tmp_path: Pa
             None
         }, 'the others need not wait for it'
         assert report['quarantined']
+
+
+async def test_a_batch_that_goes_back_while_recount_2_runs_is_no_bug(collecting: Collecting) -> None:
+    """An undelete that was under way when the batch was found due: nobody ended its move."""
+    await two_snapshots(collecting)
+    await collecting.collect()
+    let_time_pass(collecting, 8 * DAY)
+    runner, number = collecting._runner, collecting.engine.request_list()[0].batch
+    assert number is not None
+
+    async def run(spec: Any, progress: Any) -> Any:
+        result = await runner(spec, progress)
+        if isinstance(spec, MentionSpec) and spec.batch == number:
+            collecting.collector.batches.restore(number, 'a request was taken back')
+        return result
+
+    collecting._runner = run
+    await collecting._guarded(lambda: collecting.collect(fresh=False))
+    assert states(collecting)[number - 1] == 'RESTORED'
+    assert collecting.collector.incidents.latched() is None
 
 
 # --- the proof -------------------------------------------------------------------------------------------
