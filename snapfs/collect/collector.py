@@ -204,7 +204,9 @@ class Collector:
 
     def reasons(self, plan: Plan) -> list[str]:
         """Return why a plan must wait for an approval that it does not have; none: it may run."""
-        reasons = check_limits(plan, certified(self.store), since(self.store, self.clock.now_ns))
+        reasons = check_limits(
+            plan, certified(self.store), since(self.store, self.clock.now_ns, plan.grace_class)
+        )
         if not reasons:
             return []
         given = approvals_of(self.store.catalog, plan.digest)

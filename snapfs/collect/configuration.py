@@ -64,7 +64,10 @@ SETTINGS: dict[str, Setting] = {
         Setting('interval', 'duration', _HOUR, _MINUTE, 30 * _DAY, 'time between two looks for work'),
         Setting('grace-kept', 'duration', 7 * _DAY, _HOUR, _YEARS, 'how long snapshots and volumes rest'),
         Setting('grace-dropped', 'duration', _HOUR, 10 * _MINUTE, _YEARS, 'how long overwritten data rests'),
-        Setting('limit-share', 'share', 3000, 0, 10_000, 'a plan over this share of the bytes waits'),
+        Setting(
+            'limit-share', 'share', 3000, 0, 10_000, 'snapshots and volumes over this share of the bytes wait'
+        ),
+        Setting('limit-dropped', 'share', 10_000, 0, 10_000, 'overwritten data over this share waits'),
         Setting(
             'limit-drop', 'share', 0, 0, 10_000, 'an unexplained loss of references over this share waits'
         ),
@@ -90,6 +93,7 @@ class Configuration:
     grace_kept_ns: int
     grace_dropped_ns: int
     limit_share: int
+    limit_dropped: int
     limit_drop: int
     rate: int
     repack_waste: int
@@ -97,6 +101,10 @@ class Configuration:
     approval_ns: int
     canary: bool
     hook: tuple[str, ...]
+
+    def share_limit(self, grace_class: str) -> int:
+        """Return over which share of the store's bytes a plan of this class waits."""
+        return {'kept': self.limit_share, 'dropped': self.limit_dropped}[grace_class]
 
     def grace_ns(self, grace_class: str) -> int:
         """Return how long a batch of this class ('kept' or 'dropped') rests."""

@@ -22,6 +22,7 @@ from snapfs.format.ids import data_id
 from snapfs.store.rows import RequestRow
 
 PLAN_VERSION = 1
+LIMITS = {'kept': 'limit-share', 'dropped': 'limit-dropped'}  # the setting with the share that may go
 CLASSES = {
     'snapshot': 'kept',
     'volume': 'kept',
@@ -204,7 +205,7 @@ def make_plan(
         store_chunks=found.store_chunks,
         store_bytes=found.store_bytes,
         grace_ns=configuration.grace_ns(grace_class),
-        limit_share=configuration.limit_share,
+        limit_share=configuration.share_limit(grace_class),
         limit_drop=configuration.limit_drop,
         second_person=configuration.second_person,
         approval_ns=configuration.approval_ns,
@@ -280,7 +281,7 @@ class Since:
     """What was logged since the last certificate, and moved within the last day. `dropped`: volumes
     (stable number) with a request of kind 'dropped' or 'returned' since; `ended`: roots that batches have
     freed since. `moved_bytes`: of batches quarantined since, not restored; `day_bytes`: of those of the
-    last trusted day."""
+    plan's class in the last trusted day."""
 
     dropped: frozenset[int] = frozenset()
     ended: frozenset[Identity] = frozenset()
@@ -300,7 +301,7 @@ def check_limits(plan: Plan, last: Certified | None, since: Since) -> list[str]:
         share = 100 * moved / whole if whole else 100.0
         reasons.append(
             f'L19: it takes {moved} of {whole} bytes ({share:.1f} %) within a day; '
-            f'limit-share is {plan.limit_share / 100:g} %'
+            f'{LIMITS[plan.grace_class]} is {plan.limit_share / 100:g} %'
         )
     if last is not None:
         reasons += _drops(plan, last, since)

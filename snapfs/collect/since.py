@@ -40,8 +40,9 @@ def certified(store: Store) -> Certified | None:
     return Certified(plan.horizon, plan.roots, plan.store_bytes)
 
 
-def since(store: Store, trusted_ns: int) -> Since:
-    """Return what explains a difference to `certified`, at the trusted time `trusted_ns`."""
+def since(store: Store, trusted_ns: int, grace_class: str) -> Since:
+    """Return what explains a difference to `certified`, at the trusted time `trusted_ns`, for a plan of this
+    class."""
     found = last_plan(store)
     number, horizon = (found[0].number, found[1].horizon) if found is not None else (0, 0)
     began = 0 if found is None or found[0].quarantined_epoch is None else found[0].quarantined_epoch
@@ -69,7 +70,8 @@ def since(store: Store, trusted_ns: int) -> Since:
     day = [
         row
         for row in rows
-        if row.quarantined_trusted_ns is not None
+        if row.grace_class == grace_class
+        and row.quarantined_trusted_ns is not None
         and trusted_ns - row.quarantined_trusted_ns < limits.COLLECT_DAY_NS
     ]
     return Since(

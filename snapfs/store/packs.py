@@ -234,8 +234,8 @@ class PackWriter:
         return pack
 
     def seal(self, number: int) -> None:
-        """End the open pack, if it is the one with this number; the next record begins another. The catalog learns
-        of it at the next commit."""
+        """End the open pack, if it is the one with this number; the next record begins another. The
+        catalog learns of it at the next commit."""
         with self._lock:
             pack = self._open
             if pack is not None and pack.number == number and pack.records:

@@ -11,8 +11,8 @@ request.root, request_part.ids, canary.root, chunk.id, quarantine.id, freed.id).
 `snapshot.number` are view numbers.
 
 Version 2 added the tables config, approval, canary and audit_head, the columns of batch that tell how far it
-is, incident.batch, request.owner_user and owner_group, and the kinds of request that the collector makes. migrate.py brings older catalogs here.
-"""
+is, incident.batch, request.owner_user and owner_group, and the kinds of request that the collector makes.
+migrate.py brings older catalogs here."""
 
 APPLICATION_ID = 0x536E6170  # 'Snap'
 SCHEMA_VERSION = 2
@@ -108,7 +108,7 @@ CREATE TABLE request (
   epoch INTEGER NOT NULL,             -- epoch of the store at the request
   bytes INTEGER,                      -- estimate of what will come back; NULL = unknown
   batch INTEGER REFERENCES batch,     -- the batch that works on it, or NULL
-  owner_user INTEGER,                 -- uid of the deleted tree's top directory, whose owner may take it back:
+  owner_user INTEGER,                 -- uid of the deleted tree's top directory; its owner may take it back:
   owner_group INTEGER                 -- once condemned it is not read any more; NULL = unknown; its gid
 ) STRICT
 """

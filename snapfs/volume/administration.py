@@ -366,7 +366,8 @@ class Administration:
 
     @staticmethod
     async def _owner(view: View | None) -> tuple[int, int] | None:
-        """Return (uid, gid) of a view's top directory; None when it cannot be read: that stops no deletion."""
+        """Return (uid, gid) of a view's top directory; None when it cannot be read: that stops no
+        deletion."""
         try:
             root = await view.inode(limits.INO_ROOT) if view is not None else None
         except SnapfsError:

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from snapfs import limits
-from snapfs.collect.worker import Lines, encode_job, from_json, job_of, run_job, to_json
+from snapfs.collect.worker import encode_job, from_json, job_of, run_job, to_json
 from snapfs.service.collecting import Collecting
 from snapfs.volume.engine import Engine
 from tests.sim.world import SimWorld
@@ -29,7 +29,6 @@ def job_in_process(world: SimWorld) -> Callable[..., Any]:
     async def run(spec: Any, progress: Callable[[int, int], None]) -> Any:
         await trio.lowlevel.checkpoint()
         job = job_of(spec)
-        lines = Lines(job, progress)
         again = from_json(type(spec), to_json(spec))
         assert again == spec
         assert encode_job(job, spec)
@@ -83,7 +82,7 @@ async def read_tree(view: Any) -> dict[bytes, bytes]:
     """All regular files of a view's root directory."""
     root = await view.inode(limits.INO_ROOT)
     found = {}
-    for _, name, ino, kind in await view.list_directory(root, 0, 10_000):
+    for _, name, ino, _kind in await view.list_directory(root, 0, 10_000):
         inode = await view.inode(ino)
         found[name] = await view.read(inode, 0, inode.size)
     return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from snapfs.collect.configuration import change
 from snapfs.collect.plan import Plan
 from snapfs.volume.engine import Engine
 from tools.drill.drill import Drill
-from tools.drill.lab import Lab
+from tools.drill.lab import Lab, replaced
 from tools.drill.world import DAY
 
 
@@ -44,6 +45,8 @@ async def dedup_hit(lab: Lab) -> None:
 async def two_collectors(lab: Lab) -> None:
     """A second collector comes to the store; then the lock is broken, and both run."""
     await lab.week()
+    store = lab.engine.store
+    change(store.catalog, store.audit, 'limit-share', '100%', 'ann')  # nothing waits for a person here
     with lab.stopped_by('lock'):
         await Engine.open(lab.path, type(lab.engine.store.disk)(), lab.world)
     first = lab.collecting
@@ -51,8 +54,9 @@ async def two_collectors(lab: Lab) -> None:
     async def begin_beside(step: str) -> None:
         if step == 'slice' and lab.batches('PLANNED'):
             lab.world.on_step = None
-            with lab.stopped_by('one moves'):
-                await lab.new_collecting().collect()
+            second = lab.new_collecting()
+            with replaced(second.collector, 'recover', list), lab.stopped_by('one moves'):
+                await second.collect()  # one that takes nothing for half done
 
     lab.world.on_step = begin_beside
     await first.collect()

@@ -28,7 +28,8 @@ def test_the_defaults_are_those_promised(batch_store):
     shown = {setting.name: text for setting, text, changed in listed(batch_store.catalog) if not changed}
     assert shown == {
         'automatic': 'on', 'interval': '1h', 'grace-kept': '7d', 'grace-dropped': '1h', 'limit-share': '30%',
-        'limit-drop': '0%', 'rate': '32MiB', 'repack-waste': '50%', 'second-person': 'off', 'approval': '3d',
+        'limit-dropped': '100%', 'limit-drop': '0%',
+        'rate': '32MiB', 'repack-waste': '50%', 'second-person': 'off', 'approval': '3d',
         'canary': 'on', 'hook': '',
     }  # fmt: skip
     found = load(batch_store.catalog)

@@ -158,10 +158,13 @@ def test_a_plan_within_the_limits_does_not_wait(plan):
 
 
 def test_a_plan_over_the_share_waits_and_says_how_to_allow_it(plan):
-    big = dataclasses.replace(plan, store_bytes=1000, condemned_bytes=301)
+    big = dataclasses.replace(
+        plan, store_bytes=1000, condemned_bytes=301, limit_share=3000, grace_class='kept'
+    )
     (reason,) = check_limits(big, None, Since())
     assert 'L19' in reason
     assert '30.1 %' in reason
+    assert 'limit-share is 30 %' in reason
     assert check_limits(dataclasses.replace(big, condemned_bytes=300), None, Since()) == []
     with pytest.raises(Held, match='L19') as caught:
         refuse([reason], big)
@@ -169,7 +172,7 @@ def test_a_plan_over_the_share_waits_and_says_how_to_allow_it(plan):
 
 
 def test_what_went_within_the_day_counts_for_the_share(plan):
-    small = dataclasses.replace(plan, store_bytes=800, condemned_bytes=200)
+    small = dataclasses.replace(plan, store_bytes=800, condemned_bytes=200, limit_share=3000)
     assert check_limits(small, None, Since()) == []
     (reason,) = check_limits(small, None, Since(day_bytes=200))
     assert '400 of 1000 bytes' in reason
@@ -177,10 +180,23 @@ def test_what_went_within_the_day_counts_for_the_share(plan):
 
 def test_a_setting_changed_later_does_not_widen_a_plan(batch_store, batches, ids):
     number = request(batch_store, ids[:8])
+    change(batch_store.catalog, batch_store.audit, 'limit-dropped', '30%', 'ann')
     plan = plan_for(batch_store, batches, [number], ids[:8])
-    change(batch_store.catalog, batch_store.audit, 'limit-share', '100%', 'ann')
-    assert len(check_limits(plan, None, Since())) == 1
+    change(batch_store.catalog, batch_store.audit, 'limit-dropped', '100%', 'ann')
+    (reason,) = check_limits(plan, None, Since())
+    assert 'limit-dropped is 30 %' in reason
     assert check_limits(plan_for(batch_store, batches, [number], ids[:8]), None, Since()) == []
+
+
+def test_each_class_has_a_share_of_its_own(batch_store, batches, ids):
+    """What is overwritten all day goes by itself; snapshots that go at once wait for a person."""
+    dropped = plan_for(batch_store, batches, [request(batch_store, ids[:8])], ids[:8])
+    leaked = request(batch_store, ids[8:])
+    with batch_store.catalog.transaction() as db:
+        db.execute("UPDATE request SET kind = 'leaked' WHERE number = ?", (leaked,))
+    kept = plan_for(batch_store, batches, [leaked], ids[8:])
+    assert (dropped.limit_share, kept.limit_share) == (10_000, 3000)
+    assert check_limits(dropped, None, Since()) == []
 
 
 def test_a_snapshot_that_vanished_without_a_request_makes_the_plan_wait(plan):

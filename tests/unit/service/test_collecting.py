@@ -27,7 +27,6 @@ from tests.support.collecting import (
 async def collecting(tmp_path: Path) -> AsyncIterator[Collecting]:
     async with collected(tmp_path / 'store') as made:
         await made.engine.volume_create('home', 0, 0)
-        await made.collector_set('limit-share', '100%') if hasattr(made, 'collector_set') else None
         yield made
 
 
