@@ -64,6 +64,7 @@ def good(result):
     return out
 
 
+@pytest.mark.slow
 def test_a_deletion_as_a_person_reads_it(cli, store):
     assert 'Nothing is in quarantine.' in good(cli('quarantine'))
     assert re.search(r'it alone holds +\d+\.\d KiB', good(cli('snapshot', 'show', 'home@s')))
@@ -104,6 +105,7 @@ def test_a_deletion_as_a_person_reads_it(cli, store):
     assert code == 2 and err.startswith("snapfs: nothing that was deleted is 'home@s'")
 
 
+@pytest.mark.slow
 def test_a_plan_that_waits_without_a_daemon(cli, store):
     assert good(cli('config', 'limit-share', '0%')) == '0%\n'
     good(cli('snapshot', 'delete', 'home@s'))

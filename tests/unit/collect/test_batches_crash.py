@@ -26,6 +26,8 @@ from tests.unit.collect.batch_kit import (
     request,
 )
 
+pytestmark = pytest.mark.slow
+
 CHUNKS = 9
 
 

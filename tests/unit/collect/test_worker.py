@@ -18,6 +18,8 @@ from snapfs.errors import Corrupt, Invalid, Refused, Unavailable
 from tests.sim.world import SimWorld
 from tests.unit.collect.kit import random_kit, small_limits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def kit(tmp_path, monkeypatch):

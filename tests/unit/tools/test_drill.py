@@ -17,6 +17,8 @@ from tools.drill.guards import GUARDS, guard_of
 from tools.drill.lab import Lab, small_store
 from tools.drill.run import play
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize('name', list(drills()))
 def test_a_drill_ends_as_it_must(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from tools.drill import crashes
 from tools.drill.drills import drills
 from tools.drill.run import play
 
+pytestmark = pytest.mark.slow
+
 
 def nothing(*arguments: Any, **more: Any) -> None:
     """A guard that does not look."""
