@@ -166,3 +166,18 @@ def test_the_worker_is_idle():
     environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[3])}
     out = subprocess.run([command()[0], '-c', code], capture_output=True, timeout=60, env=environment)
     assert out.stdout.split() == [b'19', b'True'], out.stderr
+
+
+def test_the_worker_is_idle_beside_other_sessions_too():
+    """An idle process had a full share beside the daemon and its users: nice counts within a session only."""
+    code = (
+        'import os; from snapfs.collect import worker; worker._be_idle(); '
+        'print(os.getsid(0) == os.getpid()); print(worker.AUTOGROUP.exists() and worker.AUTOGROUP.read_text())'
+    )
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[3])}
+    out = subprocess.run(
+        [command()[0], '-c', code], capture_output=True, timeout=60, env=environment, text=True
+    )
+    own, *group = out.stdout.split()
+    assert own == 'True', out.stderr
+    assert group == ['False'] or group[-2:] == ['nice', '19']  # a kernel need not have autogroups
