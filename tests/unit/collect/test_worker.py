@@ -172,7 +172,8 @@ def test_the_worker_is_idle_beside_other_sessions_too():
     """An idle process had a full share beside the daemon and its users: nice counts within a session only."""
     code = (
         'import os; from snapfs.collect import worker; worker._be_idle(); '
-        'print(os.getsid(0) == os.getpid()); print(worker.AUTOGROUP.exists() and worker.AUTOGROUP.read_text())'
+        'group = worker.AUTOGROUP; '
+        'print(os.getsid(0) == os.getpid(), group.exists() and group.read_text())'
     )
     environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[3])}
     out = subprocess.run(
