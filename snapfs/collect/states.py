@@ -57,13 +57,20 @@ class BatchRow:
 def batch_row(values: tuple[Any, ...]) -> BatchRow:
     """Return a checked row of the batch table."""
     row = BatchRow(*values)
+    # A page of the catalog that rotted may have anything in any column, whatever the schema says.
+    whole = (row.number, row.horizon, row.chunks, row.stored_bytes, row.grace_ns, row.planned_ns, row.freed)
+    good = all(type(value) is int for value in whole) and type(row.digest) is bytes
+    if not good or not (isinstance(row.state, str) and isinstance(row.grace_class, str)):
+        raise Corrupt(f'catalog: impossible row of batch {row.number}')
     sizes = (row.chunks, row.stored_bytes, row.grace_ns, row.freed)
     if len(row.digest) != limits.ID_BYTES or min(sizes) < 0 or row.freed > row.chunks:
         raise Corrupt(f'catalog: impossible row of batch {row.number}')
     rests = (row.quarantined_ns, row.quarantined_trusted_ns, row.quarantined_epoch)
     if row.state in (QUARANTINED, CONFIRMED, FREED) and None in rests:
         raise Corrupt(f'catalog: batch {row.number} is {row.state} and was never quarantined')
-    if row.state in (CONFIRMED, FREED) and (row.receipt is None or len(row.receipt) != limits.ID_BYTES):
+    if row.state in (CONFIRMED, FREED) and (
+        not isinstance(row.receipt, bytes) or len(row.receipt) != limits.ID_BYTES
+    ):
         raise Corrupt(f'catalog: batch {row.number} is {row.state} without a receipt')
     return row
 

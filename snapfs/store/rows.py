@@ -213,6 +213,11 @@ def clean_text(text: str) -> str:
 
 def check_root(row: VolumeRow | SnapshotRow | RequestRow) -> None:
     """Raise Corrupt when a row from disk has a root that cannot be one."""
+    # A page of the catalog that rotted may have anything in any column, whatever the schema says.
+    if not all(
+        type(value) is int for value in (row.root_items, row.root_refs, row.next_ino)
+    ) or not isinstance(row.root, bytes | None):
+        raise Corrupt('catalog: a root with columns of other types')
     if row.root is not None and len(row.root) != limits.ID_BYTES:
         raise Corrupt(f'catalog: a root of {len(row.root)} bytes')
     if row.root_items < 0 or row.root_refs < 0 or not 0 <= row.next_ino <= limits.INO_MAX + 1:
