@@ -36,7 +36,6 @@ FILES_PER_DIRECTORY = 100
 SMALL_BYTES_MAX = 8 << 10
 IDS_AT_ONCE = 64
 RECORD_ROUNDS = 2_000
-MEMORY_BYTES = 2 << 30  # more than an untar takes, page cache included
 
 
 # --- recounts --------------------------------------------------------------------------------------------
@@ -109,16 +108,16 @@ class Looping:
 def unpacked(filesystem: Filesystem, job: Job) -> float:
     """Unpack the tree into an empty filesystem: nothing is there already, nothing is shared."""
     filesystem.renew()
-    _touch_memory()
+    _touch_memory(job.sizes.touched_bytes)
     return shell('tar -xf "$1" -C "$2"', job.sample.tar, filesystem.home)
 
 
-def _touch_memory() -> None:
+def _touch_memory(size: int) -> None:
     """Use memory and give it back. A virtual machine may have to fetch it from its host first, which doubled
     the time of whatever ran on a machine that had been at rest: beside a worker everything was faster."""
-    with mmap.mmap(-1, MEMORY_BYTES) as memory:
+    with mmap.mmap(-1, size) as memory:
         block = bytes(MIB)
-        while memory.tell() < MEMORY_BYTES:
+        while memory.tell() < size:
             memory.write(block)
 
 

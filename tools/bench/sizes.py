@@ -23,6 +23,7 @@ class Sizes:
     mount_repeats: int = 5
     synthetic_references: int = 2_000_000
     beside_pairs: int = 1
+    touched_bytes: int = 2 << 30  # more than an untar takes, page cache included
     release_bytes: int = 100 << 20
     many_files: int = 6_000
     many_snapshots: int = 1_000
@@ -58,6 +59,7 @@ QUICK = Sizes(
     snapshot_repeats=3,
     mount_repeats=2,
     synthetic_references=100_000,
+    touched_bytes=256 << 20,
     release_bytes=10 << 20,
     many_files=500,
     many_snapshots=50,

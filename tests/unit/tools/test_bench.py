@@ -20,6 +20,7 @@ TINY = Sizes(
     tree_files=100,
     sequential_bytes=1 << 20,
     random_bytes=1 << 20,
+    touched_bytes=1 << 20,
     release_bytes=4 << 20,
     many_files=50,
     many_snapshots=10,
