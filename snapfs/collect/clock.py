@@ -1,5 +1,5 @@
-"""L4 clock: trusted time, with which graces are measured: it never runs ahead of time that has really passed.
-One thread; `now_ns` from any.
+"""L4 clock: trusted time, with which graces are measured: it never runs ahead of time that has really
+passed. Any thread.
 
 A wall clock jumps, a monotonic clock stands still while the machine sleeps and ends with it. So:
 
@@ -13,6 +13,8 @@ so a crash counts no time twice.
 """
 
 from __future__ import annotations
+
+import threading
 
 from snapfs import limits
 from snapfs.errors import Corrupt
@@ -41,6 +43,7 @@ class TrustedClock:
     def __init__(self, catalog: Catalog, world: World) -> None:
         self._catalog = catalog
         self._world = world
+        self._lock = threading.RLock()  # two ticks at once would both add the time since the last one
         trusted, wall, boot = (catalog.setting(key) for key in _KEYS)
         if trusted < 0:
             raise Corrupt(f'catalog: the trusted time is {trusted}')
@@ -58,20 +61,22 @@ class TrustedClock:
 
     def tick(self) -> int:
         """Take account of the time since the last tick; return trusted time. Written down once a minute."""
-        wall_ns, monotonic_ns, _ = self._clocks()
-        self._trusted_ns += session_growth(wall_ns - self._wall_ns, monotonic_ns - self._monotonic_ns)
-        self._wall_ns, self._monotonic_ns = wall_ns, monotonic_ns
-        if self._trusted_ns - self._written_ns >= limits.CLOCK_WRITE_NS:
-            self.save()
-        return self._trusted_ns
+        with self._lock:
+            wall_ns, monotonic_ns, _ = self._clocks()
+            self._trusted_ns += session_growth(wall_ns - self._wall_ns, monotonic_ns - self._monotonic_ns)
+            self._wall_ns, self._monotonic_ns = wall_ns, monotonic_ns
+            if self._trusted_ns - self._written_ns >= limits.CLOCK_WRITE_NS:
+                self.save()
+            return self._trusted_ns
 
     def save(self) -> None:
         """Write trusted time down, together with what the next opening compares with. One transaction."""
-        boot_ns = self._clocks()[2]
-        values = zip((self._trusted_ns, self._wall_ns, boot_ns), _KEYS, strict=True)
-        with self._catalog.transaction() as db:
-            db.executemany('UPDATE settings SET value = ? WHERE key = ?', list(values))
-        self._written_ns = self._trusted_ns
+        with self._lock:
+            boot_ns = self._clocks()[2]
+            values = zip((self._trusted_ns, self._wall_ns, boot_ns), _KEYS, strict=True)
+            with self._catalog.transaction() as db:
+                db.executemany('UPDATE settings SET value = ? WHERE key = ?', list(values))
+            self._written_ns = self._trusted_ns
 
     def _clocks(self) -> tuple[int, int, int]:
         world = self._world

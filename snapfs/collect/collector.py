@@ -42,6 +42,7 @@ from snapfs.collect.states import approvals as approvals_of
 from snapfs.collect.sweep import census, retire, seal_wasteful, unlink
 from snapfs.errors import Corrupt, Held
 from snapfs.format.ids import data_id
+from snapfs.format.records import HEADER_BYTES
 from snapfs.store.horizon import PutRecord
 from snapfs.store.rows import RequestRow
 from snapfs.store.store import Store
@@ -199,8 +200,8 @@ class Collector:
             self.batches.files.remove(number)
 
     def _index_size(self) -> tuple[int, int]:
-        text = 'SELECT count(*), coalesce(sum(stored + 52), 0) FROM chunk'
-        return self.store.catalog.query(text)[0]
+        text = 'SELECT count(*), coalesce(sum(stored + ?), 0) FROM chunk'
+        return self.store.catalog.query(text, (HEADER_BYTES,))[0]
 
     def reasons(self, plan: Plan) -> list[str]:
         """Return why a plan must wait for an approval that it does not have; none: it may run."""

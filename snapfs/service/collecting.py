@@ -24,7 +24,7 @@ from snapfs.collect.collector import Chosen, Collector, Swept
 from snapfs.collect.incidents import Alarm
 from snapfs.collect.plan import Plan
 from snapfs.collect.recount import Recount, RecountSpec
-from snapfs.collect.states import FREED, QUARANTINED, BatchRow, batch, batches
+from snapfs.collect.states import FREED, QUARANTINED, RESTING, BatchRow, batch, batches
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
 from snapfs.service.moves import Move, Waiting
 from snapfs.store.horizon import PutRecord
@@ -84,7 +84,7 @@ class Collecting:
             await self._guarded(self.begin)
             begun = True
             task_status.started()
-            self._next_ns = self.collector.clock.tick() + limits.COLLECT_FIRST_NS
+            self._next_ns = await self._thread(self.collector.clock.tick) + limits.COLLECT_FIRST_NS
             while True:
                 with trio.move_on_after(limits.COLLECT_TICK_SECONDS):
                     await self._wake.wait()
@@ -105,7 +105,8 @@ class Collecting:
                 await self._thread(self.collector.clock.save)
 
     async def _tick(self) -> None:
-        now = self.collector.clock.tick()
+        # In a thread: it may write, and would hold up every request until somebody else's commit is done.
+        now = await self._thread(self.collector.clock.tick)
         if self._alarms:
             await self._answer_alarms()
         configuration = self.collector.configuration()
@@ -114,7 +115,7 @@ class Collecting:
         if now >= self._next_ns:
             self._next_ns = now + configuration.interval_ns
             await self.collect()
-        elif self.collector.due():
+        elif await self._thread(self.collector.due):
             await self.collect(fresh=False)
 
     async def _guarded(self, work: Callable[[], Awaitable[object]]) -> None:
@@ -403,7 +404,7 @@ class Collecting:
             await move.done.wait()
         row = await self._thread(self._batch_of, number)
         if row is not None:
-            if row.state not in (QUARANTINED, 'PLANNED'):
+            if row.state not in RESTING:
                 raise Held(
                     f'request {number} cannot be taken back: batch {row.number} is being freed',
                     advice=f'What it did is in the audit log: snapfs audit --batch {row.number}.',
@@ -425,9 +426,7 @@ class Collecting:
         waiting += await self._thread(self._resting_plans)
         plan, what = approvals.find(self.engine.store.catalog, waiting, digest)
         approvals.check_second(plan, aliases | {who})
-        collector = self.collector
-        collector.clock.tick()
-        times = (self.world.time_ns(), collector.clock.now_ns)
+        times = (self.world.time_ns(), await self._thread(self.collector.clock.tick))
         store = self.engine.store
         row = await self._thread(approvals.approve, store.catalog, store.audit, plan, what, who, times)
         self._next_ns = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 from hypothesis import given
@@ -152,3 +153,31 @@ def test_whatever_clocks_do_trusted_time_never_exceeds_real_time(tmp_path, small
         assert clock.now_ns <= (real + allowed) * SECOND_NS + 1000 * NEAR_NS, f'seed {seed}, step {n}: {what}'
         before = clock.now_ns
     store.close(clean=False)
+
+
+def test_two_ticks_at_once_count_no_time_twice(batch_store, monkeypatch):
+    """One has read the clocks and is held up; another ticks meanwhile. What the first then writes down
+    must not put the clock back to where the time since is added once more."""
+    clock, world = make(batch_store), batch_store.world
+    began = clock.tick()
+    read, go_on = threading.Event(), threading.Event()
+    real = world.boottime
+
+    def slow():
+        if threading.current_thread() is late:
+            read.set()
+            assert go_on.wait(10)
+        return real()
+
+    monkeypatch.setattr(world, 'boottime', slow)
+    late = threading.Thread(target=clock.tick)
+    late.start()
+    assert read.wait(10)
+    world.advance(100)
+    other = threading.Thread(target=clock.tick)
+    other.start()
+    other.join(0.2)  # it waits, or it has ticked: both must do
+    go_on.set()
+    late.join(10)
+    other.join(10)
+    assert clock.tick() - began <= 100 * SECOND_NS + NEAR_NS
