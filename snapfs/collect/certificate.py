@@ -12,7 +12,7 @@ import json
 from dataclasses import astuple
 from typing import Any
 
-from snapfs.collect.proof import Proof
+from snapfs.collect.proof_values import Proof
 from snapfs.format.ids import data_id
 
 CERTIFICATE_VERSION = 1

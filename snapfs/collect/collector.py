@@ -28,11 +28,11 @@ from snapfs.collect.clock import TrustedClock
 from snapfs.collect.configuration import Configuration
 from snapfs.collect.files import CONDEMNED, RECEIPT, RETURNED
 from snapfs.collect.incidents import Alarm, Incidents
-from snapfs.collect.mentions import Mentions, MentionSpec
+from snapfs.collect.mention_values import Mentions, MentionSpec
 from snapfs.collect.plan import CLASSES, Counts, Found, Kept, Plan, check_limits, make_plan
-from snapfs.collect.proof import Proof, ProofSpec
+from snapfs.collect.proof_values import Proof, ProofSpec
 from snapfs.collect.receipts import Receipts
-from snapfs.collect.recount import CONDEMNED_FILE, RETURNED_FILE, Recount, RecountSpec
+from snapfs.collect.recount_values import CONDEMNED_FILE, RETURNED_FILE, Recount, RecountSpec
 from snapfs.collect.repack import choose as choose_packs
 from snapfs.collect.repack import repack
 from snapfs.collect.roots import RootRow, root_set

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from snapfs import limits
 from snapfs.collect.files import SCRATCH, BatchFiles
-from snapfs.collect.recount import CONDEMNED_FILE, Recount, RecountSpec
+from snapfs.collect.recount_values import CONDEMNED_FILE, Recount, RecountSpec
 from snapfs.errors import Corrupt, Invalid
 from snapfs.store.catalog import take_number
 from snapfs.store.rows import clean_text

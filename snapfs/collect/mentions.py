@@ -27,7 +27,6 @@ import sqlite3
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -44,6 +43,7 @@ from snapfs.collect.catalog_ids import (
 )
 from snapfs.collect.condemned import Condemned, as_ids, prefixes_of
 from snapfs.collect.live_journal import JournalId, live_ids
+from snapfs.collect.mention_values import Mention, Mentions, MentionSpec
 from snapfs.collect.meta_packs import (
     PackContent,
     PackList,
@@ -65,58 +65,6 @@ _ID = limits.ID_BYTES
 _LENGTH_SURE = limits.PLAIN_BYTES_MAX
 _OFFSET_SURE = bytes([EXTENT]) + (limits.FILE_BYTES_MAX - limits.PLAIN_BYTES_MAX).to_bytes(8, 'big')
 _INO_FIRST, _INO_END = (1).to_bytes(8, 'big'), (limits.INO_MAX + 1).to_bytes(8, 'big')
-
-
-@dataclass(frozen=True, slots=True)
-class MentionSpec:
-    """What recount 2 is to look at. Reads only; STORE/batches/BATCH/condemned and the table quarantine say
-    what for.
-
-    `horizon`: the epoch of the commit that was made for this recount; an older catalog is Corrupt.
-    `control`: ids that somebody certainly mentions; a recount that does not find each of them is blind,
-    hence Corrupt. `writers`: a daemon writes meanwhile, so that there may be packs on disk which the
-    catalog does not have yet. They are read as far as they go and told in `Mentions.strangers`; the caller
-    must know each of them as its own."""
-
-    store: Path
-    uuid: bytes
-    batch: int
-    horizon: int
-    control: tuple[bytes, ...] = ()
-    writers: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Mention:
-    """Who needs a condemned chunk: `by` is the mentioning node (hexadecimal) or row, `how` the rest of the
-    story."""
-
-    id: bytes
-    by: str
-    how: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mentions:
-    """What recount 2 saw: counts of records, items, references and bytes read, and its verdict.
-
-    `live`: the first MENTIONS_SHOWN_MAX live mentions of `live_count`; any of them means that recount 1
-    was wrong. `leftovers`: condemned ids, ascending, that must leave the batch. `condemned`: how many ids
-    were looked for: the rows that quarantine had for the batch."""
-
-    live: tuple[Mention, ...]
-    live_count: int
-    leftovers: tuple[bytes, ...]
-    strangers: tuple[bytes, ...]
-    condemned: int
-    epoch: int
-    packs: int
-    records: int
-    items: int
-    references: int
-    rows: int
-    journal_ids: int
-    bytes: int
 
 
 @dataclass(slots=True)

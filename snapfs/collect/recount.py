@@ -21,8 +21,7 @@ take more passes) and with nodes (about 60 bytes each), not with references.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,6 +39,15 @@ from snapfs.collect.idsets import (
     to_bytes,
 )
 from snapfs.collect.reading import PACK, STORED, StoreReader
+from snapfs.collect.recount_values import (
+    CONDEMNED_FILE,
+    MODES,
+    RETURNED_FILE,
+    Alarm,
+    Recount,
+    RecountSpec,
+    Share,
+)
 from snapfs.collect.roots import HANDED_IN, RootRow, RootSet, agree, part_ids, root_set
 from snapfs.collect.spill import Candidates, IdFile
 from snapfs.collect.walk import Levels, Walk, no_levels, united
@@ -48,85 +56,6 @@ from snapfs.format.records import HEADER_BYTES
 from snapfs.store.durable import Disk
 
 Progress = Callable[[int, int], None]
-MODES = ('batch', 'what-if', 'leaks')
-CONDEMNED_FILE, RETURNED_FILE = 'condemned.part', 'returned.part'
-
-
-@dataclass(frozen=True, slots=True)
-class RecountSpec:
-    """What to recount. `expected`: all roots as the daemon froze them at the horizon, roots.root_set(query).
-
-    `deleted`: the batch's requests as ('request', number); for 'what-if' also ('snapshot', view number) and
-    ('volume', number). `control`: ids of the canary's chunks. `out`: an existing directory for the results
-    and for a temporary file. Mode 'batch' writes files there; 'what-if' only answers; 'leaks' takes all
-    rows of the index as candidates and writes what nobody reaches.
-    """
-
-    store: Path
-    uuid: bytes
-    expected: RootSet
-    deleted: tuple[tuple[str, int], ...]
-    control: tuple[bytes, ...]
-    out: Path
-    mode: str = 'batch'
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Candidates of one root or request: chunks, and bytes in packs, record headers included.
-
-    Of what a root keeps, whole subtrees are not gone into: `shared` counts the references in these, their
-    top nodes' own included.
-    """
-
-    kind: str
-    number: int
-    name: str
-    chunks: int
-    bytes: int
-    shared: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Evidence that a recount was wrong. `what`: 'quarantine' or 'freed' (a root needs what is only there),
-    or 'blind' (a chunk of the canary was not found alive). `who` is the name of a root."""
-
-    what: str
-    id: bytes
-    who: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recount:
-    """The result. With an alarm nothing is condemned and no file was written.
-
-    `nodes`, `items`, `references` count what standing roots reach, shared parts once; `claimed` is the sum of
-    the references that the rows of the standing roots claim, shared parts as often as they are shared.
-    `seen`: the standing roots that were walked. `kept`: what stays, by the first root that keeps it;
-    `requests`: what is condemned, by the first request that reaches it. `returned`: candidates that only
-    requests of resting batches, pins and recoveries keep: somebody has to ask for them again. Digests are
-    those of the files `condemned.part` and `returned.part`: sorted ids back to back.
-    """
-
-    horizon: int
-    epoch: int
-    roots: int
-    nodes: int
-    items: int
-    references: int
-    claimed: int
-    candidates: int
-    condemned: int
-    condemned_bytes: int
-    returned: int
-    returned_bytes: int
-    kept: tuple[Share, ...]
-    requests: tuple[Share, ...]
-    condemned_digest: bytes
-    returned_digest: bytes
-    alarm: tuple[Alarm, ...]
-    seen: tuple[RootRow, ...]
 
 
 # Roots that last; pins and recoveries, which end and leave no request behind; requests of resting batches;

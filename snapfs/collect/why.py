@@ -11,8 +11,6 @@ A chunk that no root reaches is not garbage by that: this answers about one mome
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from snapfs import limits
 from snapfs.collect.idsets import find, sort_order, to_array, to_bytes
 from snapfs.collect.reading import PACK, STORED, TABLES, Places, StoreReader
 from snapfs.collect.roots import RootRow, every, part_ids
+from snapfs.collect.why_values import Keeper, Where, Why, WhySpec
 from snapfs.errors import Corrupt, Invalid
 from snapfs.format.items import ref_of
 from snapfs.format.keys import DIRENT, decode_key, ino_range
@@ -29,51 +28,6 @@ from snapfs.store.durable import Disk
 
 Progress = Callable[[int, int], None]
 DIRECTORY_TYPE = 4
-
-
-@dataclass(frozen=True, slots=True)
-class WhySpec:
-    """What is asked: these chunks; or, with `root` (kind and number of a root) and `ino`, those of a file."""
-
-    store: Path
-    uuid: bytes
-    ids: tuple[bytes, ...] = ()
-    root: tuple[str, int] | None = None
-    ino: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Keeper:
-    """A root that reaches some of the chunks. `batch`: the resting batch that this request is in. `files`:
-    paths in a volume, the first WHY_FILES_MAX of them."""
-
-    kind: str
-    number: int
-    name: str
-    batch: int | None
-    chunks: int
-    bytes: int
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """How many of the chunks, and bytes in packs with record headers, a table of the catalog has."""
-
-    table: str
-    chunks: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Why:
-    """The answer. `chunks`: how many different ones were asked about; `whole`: a file had no more."""
-
-    epoch: int
-    chunks: int
-    whole: bool
-    where: tuple[Where, ...]
-    keepers: tuple[Keeper, ...]
 
 
 def why(spec: WhySpec, progress: Progress = lambda done, known: None, disk: Disk | None = None) -> Why:

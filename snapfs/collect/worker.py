@@ -27,7 +27,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from snapfs import errors, limits
 from snapfs.errors import Corrupt, SnapfsError, Unavailable
@@ -35,12 +35,31 @@ from snapfs.world import World
 
 Progress = Callable[[int, int], None]
 
-# Name of a job: module, function(spec, progress), class of the spec, class of the result.
+
+class Job(NamedTuple):
+    """Where a job is: `module`.`function`(spec, progress); where its values are, and their classes."""
+
+    module: str
+    function: str
+    values: str
+    spec: str
+    result: str
+
+
+# What does the work loads numpy, what is asked and answered does not: the daemon only needs the latter.
 JOBS = {
-    'recount': ('snapfs.collect.recount', 'recount', 'RecountSpec', 'Recount'),
-    'mentions': ('snapfs.collect.mentions', 'look_for_mentions', 'MentionSpec', 'Mentions'),
-    'why': ('snapfs.collect.why', 'why', 'WhySpec', 'Why'),
-    'proof': ('snapfs.collect.proof', 'prove', 'ProofSpec', 'Proof'),
+    'recount': Job(
+        'snapfs.collect.recount', 'recount', 'snapfs.collect.recount_values', 'RecountSpec', 'Recount'
+    ),
+    'mentions': Job(
+        'snapfs.collect.mentions',
+        'look_for_mentions',
+        'snapfs.collect.mention_values',
+        'MentionSpec',
+        'Mentions',
+    ),
+    'why': Job('snapfs.collect.why', 'why', 'snapfs.collect.why_values', 'WhySpec', 'Why'),
+    'proof': Job('snapfs.collect.proof', 'prove', 'snapfs.collect.proof_values', 'ProofSpec', 'Proof'),
 }
 
 NICENESS = 19
@@ -58,13 +77,13 @@ def command() -> list[str]:
 
 def encode_job(job: str, spec: object) -> bytes:
     """Return what goes to a worker's standard input."""
-    assert type(spec).__name__ == JOBS[job][2]
+    assert type(spec).__name__ == JOBS[job].spec
     return json.dumps({'job': job, 'spec': to_json(spec)}).encode('ascii')
 
 
 def job_of(spec: object) -> str:
     """Return the name of the job that a specification is for."""
-    return next(name for name, (_, _, kind, _) in JOBS.items() if kind == type(spec).__name__)
+    return next(name for name, job in JOBS.items() if job.spec == type(spec).__name__)
 
 
 def run_job(
@@ -72,9 +91,9 @@ def run_job(
 ) -> Any:
     """Do a job in this thread; return its result. Unavailable when the machine was suspended meanwhile."""
     world = world if world is not None else World()
-    module, function, _, _ = JOBS[job]
+    found = JOBS[job]
     before = world.boottime() - world.monotonic()
-    result = getattr(importlib.import_module(module), function)(spec, progress)
+    result = getattr(importlib.import_module(found.module), found.function)(spec, progress)
     asleep = world.boottime() - world.monotonic() - before
     if abs(asleep) > limits.COLLECT_SUSPEND_SECONDS:
         raise Unavailable(
@@ -110,8 +129,8 @@ class Lines:
             raise decode_error(self._last)
         if exit_code != 0 or self._last is None or 'result' not in self._last:
             raise Unavailable(f'the process of a {self._job} ended with {exit_code} and without a result')
-        module, _, _, name = JOBS[self._job]
-        return from_json(getattr(importlib.import_module(module), name), self._last['result'])
+        job = JOBS[self._job]
+        return from_json(getattr(importlib.import_module(job.values), job.result), self._last['result'])
 
 
 def decode_error(found: dict[str, Any]) -> SnapfsError:
@@ -175,8 +194,8 @@ def main() -> int:
     try:
         document = json.loads(sys.stdin.buffer.read())
         job = document['job']
-        module, _, name, _ = JOBS[job]
-        spec = from_json(getattr(importlib.import_module(module), name), document['spec'])
+        found = JOBS[job]
+        spec = from_json(getattr(importlib.import_module(found.values), found.spec), document['spec'])
         result = run_job(job, spec, lambda done, known: _say({'done': done, 'known': known}))
         _say({'result': to_json(result)})
     except SnapfsError as error:

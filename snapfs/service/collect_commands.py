@@ -160,7 +160,7 @@ async def snapshot_space(call: Call, snapshots: list[str]) -> JSON:
 async def why(call: Call, target: str | None = None, node: int | None = None) -> JSON:
     """Say who keeps a chunk, or the chunks of a file, alive. `target`: a chunk's id, or VOLUME[@NAME]:/path;
     `node`: the inode number that the mount shows."""
-    from snapfs.collect.why import WhySpec
+    from snapfs.collect.why_values import WhySpec
     from snapfs.collect.worker import to_json
 
     if (target is None) == (node is None):

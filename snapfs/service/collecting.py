@@ -23,7 +23,7 @@ from snapfs.collect.canary import canaries, enroll, sow
 from snapfs.collect.collector import Chosen, Collector, Swept
 from snapfs.collect.incidents import Alarm
 from snapfs.collect.plan import Plan
-from snapfs.collect.recount import Recount, RecountSpec
+from snapfs.collect.recount_values import Recount, RecountSpec
 from snapfs.collect.states import FREED, QUARANTINED, RESTING, BatchRow, batch, batches
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
 from snapfs.service.moves import Move, Waiting

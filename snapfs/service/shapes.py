@@ -13,7 +13,7 @@ from snapfs.store.rows import HoldRow, IncidentRow, RequestRow, SnapshotRow, Vol
 if TYPE_CHECKING:
     from snapfs.collect.overview import Resting
     from snapfs.collect.plan import Plan
-    from snapfs.collect.recount import Recount
+    from snapfs.collect.recount_values import Recount
     from snapfs.collect.states import BatchRow
     from snapfs.service.collecting import Waiting
 

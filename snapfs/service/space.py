@@ -13,7 +13,7 @@ from snapfs.format.records import HEADER_BYTES
 from snapfs.service import shapes
 
 if TYPE_CHECKING:
-    from snapfs.collect.recount import Recount
+    from snapfs.collect.recount_values import Recount
     from snapfs.service.collecting import Collecting
     from snapfs.store.catalog import Catalog
     from snapfs.store.rows import SnapshotRow

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from snapfs.collect import recount
-from snapfs.collect.mentions import Mentions
-from snapfs.collect.proof import Proof
-from snapfs.collect.recount import CONDEMNED_FILE, Recount
+from snapfs.collect.mention_values import Mentions
+from snapfs.collect.proof_values import Proof
+from snapfs.collect.recount_values import CONDEMNED_FILE, Recount
 from snapfs.format.ids import data_id
 from tests.mutants import battery as batteries
 from tests.mutants.battery import Battery, content, small, template

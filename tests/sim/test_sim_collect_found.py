@@ -10,8 +10,8 @@ import trio
 
 from snapfs import limits
 from snapfs.collect.leaks import request_leaks
-from snapfs.collect.mentions import Mentions
-from snapfs.collect.recount import RecountSpec
+from snapfs.collect.mention_values import Mentions
+from snapfs.collect.recount_values import RecountSpec
 from snapfs.collect.worker import from_json, to_json
 from snapfs.format.records import RecordKind
 from snapfs.service.collecting import Collecting

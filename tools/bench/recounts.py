@@ -23,10 +23,10 @@ from typing import Any
 
 from snapfs import limits
 from snapfs.collect.collector import Chosen, Collector
-from snapfs.collect.mentions import MentionSpec
+from snapfs.collect.mention_values import MentionSpec
 from snapfs.collect.plan import CLASSES
-from snapfs.collect.proof import ProofSpec
-from snapfs.collect.recount import RecountSpec
+from snapfs.collect.proof_values import ProofSpec
+from snapfs.collect.recount_values import RecountSpec
 from snapfs.collect.states import BatchRow
 from snapfs.collect.worker import Lines, command, encode_job, job_of
 from snapfs.store.durable import Disk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from snapfs.collect.mentions import Mentions
+from snapfs.collect.mention_values import Mentions
 from tools.drill import faults
 from tools.drill.counting import nothing_moved, only_of_tuesday
 from tools.drill.drill import Drill

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.collect.recount import RecountSpec
+from snapfs.collect.recount_values import RecountSpec
 from snapfs.collect.roots import RootSet, root_set
 from snapfs.format.ids import data_id
 from snapfs.format.nodes import Branch, decode_node

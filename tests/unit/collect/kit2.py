@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.collect.mentions import Mentions, MentionSpec, look_for_mentions
+from snapfs.collect.mention_values import Mentions, MentionSpec
+from snapfs.collect.mentions import look_for_mentions
 from snapfs.format.ids import RecordKind, data_id, node_id
 from snapfs.format.items import Value
 from snapfs.format.keys import extent_key, inode_key, xattr_key

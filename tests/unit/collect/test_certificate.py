@@ -14,7 +14,8 @@ import pytest
 
 from snapfs import limits
 from snapfs.collect.certificate import encode_certificate
-from snapfs.collect.proof import ProofSpec, prove
+from snapfs.collect.proof import prove
+from snapfs.collect.proof_values import ProofSpec
 from snapfs.format.ids import data_id, node_id
 from tests.unit.collect.kit2 import Built, branch, build, leaf
 from tools.certificate import main

@@ -10,7 +10,8 @@ import pytest
 
 from snapfs.collect.incidents import Alarm
 from snapfs.collect.leaks import request_leaks, rowless
-from snapfs.collect.recount import CONDEMNED_FILE, Recount, RecountSpec, recount
+from snapfs.collect.recount import recount
+from snapfs.collect.recount_values import CONDEMNED_FILE, Recount, RecountSpec
 from snapfs.errors import Corrupt, Invalid
 from snapfs.format.records import RecordKind
 from snapfs.service.collecting import Collecting

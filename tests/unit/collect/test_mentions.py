@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from snapfs import limits
-from snapfs.collect.mentions import Mentions
+from snapfs.collect.mention_values import Mentions
 from snapfs.errors import Corrupt, Invalid
 from snapfs.format.ids import RecordKind, node_id
 from snapfs.format.journal import VolumeDelta, encode_record_frames

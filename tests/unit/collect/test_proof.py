@@ -11,7 +11,8 @@ import pytest
 import tools.certificate
 from snapfs import limits
 from snapfs.collect.certificate import encode_certificate
-from snapfs.collect.proof import Proof, ProofSpec, prove, store_uuid
+from snapfs.collect.proof import prove, store_uuid
+from snapfs.collect.proof_values import Proof, ProofSpec
 from snapfs.errors import Corrupt
 from snapfs.format.ids import RecordKind, data_id, node_id
 from snapfs.format.packs import PACK_HEADER_BYTES, PackHeader, encode_pack_header

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from snapfs import limits
-from snapfs.collect.why import Why, WhySpec, why
+from snapfs.collect.why import why
+from snapfs.collect.why_values import Why, WhySpec
 from snapfs.collect.worker import from_json, to_json
 from snapfs.errors import Corrupt, Invalid
 from snapfs.format.items import ref_of

@@ -12,7 +12,8 @@ import pytest
 
 from snapfs import errors
 from snapfs.collect import worker
-from snapfs.collect.recount import Recount, RecountSpec, recount
+from snapfs.collect.recount import recount
+from snapfs.collect.recount_values import Recount, RecountSpec
 from snapfs.collect.worker import Lines, command, encode_job, from_json, run_job, to_json
 from snapfs.errors import Corrupt, Invalid, Refused, Unavailable
 from tests.sim.world import SimWorld

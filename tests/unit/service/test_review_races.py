@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from snapfs import limits
-from snapfs.collect.mentions import MentionSpec
-from snapfs.collect.proof import ProofSpec
+from snapfs.collect.mention_values import MentionSpec
+from snapfs.collect.proof_values import ProofSpec
 from snapfs.collect.states import batches
 from snapfs.errors import Corrupt, Held, Refused, SnapfsError, Unavailable
 from snapfs.service.collecting import Collecting, Waiting

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.collect.proof import ProofSpec
+from snapfs.collect.proof_values import ProofSpec
 from snapfs.errors import Corrupt, SnapfsError, Unavailable
 from snapfs.service import workers
 
