@@ -8,7 +8,8 @@ there.
 
 A *claim* is a row that names chunks because it wants to keep them. With `reach`, it wants the whole tree
 below them. Rows of requests whose batch has its receipt (CONFIRMED, FREED) claim nothing any more. The
-tables chunk, quarantine and freed are *places*: they say where a chunk is and want nothing."""
+tables chunk, quarantine and freed are *places*: they say where a chunk is and want nothing; nor does the
+table damage, which says what was found lost."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt
 
 APPLICATION_ID = 0x536E6170
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _ID_COLUMN = re.compile(r'(^|_)(root|id|ids)$')
 
 # Every table with all its columns. Nothing here is derived from what the store writes with: that is the
@@ -53,6 +54,8 @@ COLUMNS = {
     'approval': 'digest what who given_ns until_trusted_ns',
     'canary': 'number root root_items root_refs made_ns',
     'audit_head': 'one end_bytes end_lines end_hash base_bytes base_lines base_hash',
+    'damage': 'id found_ns found_by reason',
+    'scrubbed': 'slot epoch verified_ns chunks bytes bad',
 }
 # Columns that hold bytes and no id: names, digests of files.
 BLOBS = frozenset(
@@ -72,6 +75,8 @@ BLOBS = frozenset(
 # What commits dropped, batches returned and a person called leaked: nobody can take these requests back.
 ASKED = frozenset({('request_part', 'ids')})
 PLACES = frozenset({('chunk', 'id'), ('quarantine', 'id'), ('freed', 'id')})
+# These say something about a chunk and want nothing.
+TOLD = frozenset({('damage', 'id')})
 _OVER = "(SELECT number FROM batch WHERE state IN ('CONFIRMED', 'FREED'))"
 # ids, whether the whole tree below is meant (1) or the chunks alone (0), batch, what to call the row
 CLAIMS = {
@@ -201,8 +206,9 @@ def _check_schema(db: sqlite3.Connection) -> None:
                 ruled.add(place)
             elif kind not in ('INTEGER', 'TEXT') and place not in BLOBS:
                 raise Corrupt(f'catalog: no rule for the {kind} in {table}.{name}')
-    if ruled != PLACES | CLAIMS.keys():
-        raise Corrupt(f'catalog: no rule for the ids in {sorted(ruled ^ (PLACES | CLAIMS.keys()))}')
+    rules = PLACES | TOLD | CLAIMS.keys()
+    if ruled != rules:
+        raise Corrupt(f'catalog: no rule for the ids in {sorted(ruled ^ rules)}')
 
 
 def setting(db: sqlite3.Connection, key: str) -> int:

@@ -165,6 +165,7 @@ EXCUSED_COLUMNS = {
     'chunk.id': 'the index says where a chunk is; to be there keeps nothing alive',
     'quarantine.id': 'condemned by a batch; its requests are roots while they can be taken back',
     'freed.id': 'has its receipt',
+    'damage.id': 'says what was found lost; that keeps nothing alive',
 }
 
 _ORDER = {kind: position for position, kind in enumerate(ROOT_KINDS)}

@@ -2,7 +2,8 @@
 
 Version 1 -> 2. The tables whose text changed are made anew from the schema's text and their rows copied;
 settings and tables that did not exist are added. Version 1 had no collector, so it has no batches: one with a
-batch is not ours. All of it is one transaction: a power cut leaves the old version or the new one.
+batch is not ours. Version 2 -> 3: tables are added. All of it is one transaction: a power cut leaves the old
+version or the new one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def migrate(db: sqlite3.Connection, version: int) -> None:
     try:
         db.execute('BEGIN IMMEDIATE')
         try:
-            _to_version_2(db)
+            if version == 1:
+                _to_version_2(db)
+            _add_tables(db)
             odd = db.execute('PRAGMA foreign_key_check').fetchall()
             if odd:
                 raise Corrupt(f'catalog: {len(odd)} rows of version {version} refer to rows that are missing')
@@ -58,7 +61,11 @@ def _to_version_2(db: sqlite3.Connection) -> None:
         db.execute(schema.TABLES[table])
         db.execute(f'INSERT INTO {table} SELECT {columns} FROM old_{table}')
         db.execute(f'DROP TABLE old_{table}')
+    db.executemany('INSERT OR IGNORE INTO settings VALUES (?, ?)', schema.SETTINGS_INITIAL.items())
+
+
+def _add_tables(db: sqlite3.Connection) -> None:
+    present = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     for table, text in schema.TABLES.items():
         if table not in present:
             db.execute(text)
-    db.executemany('INSERT OR IGNORE INTO settings VALUES (?, ?)', schema.SETTINGS_INITIAL.items())

@@ -7,15 +7,15 @@ somebody else wrote would run with our rights. Pure constants.
 Conventions: *_ns are nanoseconds since 1970; `who` is a user's name as the caller gave it; names are BLOBs
 because file names need not be UTF-8. A column whose name is or ends in `root`, `id` or `ids` holds chunk ids,
 and no other does: whoever looks for mentions of a chunk reads exactly these (volume.root, snapshot.root,
-request.root, request_part.ids, canary.root, chunk.id, quarantine.id, freed.id). `volume.number` and
-`snapshot.number` are view numbers.
+request.root, request_part.ids, canary.root, chunk.id, quarantine.id, freed.id, damage.id). `volume.number`
+and `snapshot.number` are view numbers.
 
 Version 2 added the tables config, approval, canary and audit_head, the columns of batch that tell how far it
 is, incident.batch, request.owner_user and owner_group, and the kinds of request that the collector makes.
-migrate.py brings older catalogs here."""
+Version 3 added the tables damage and scrubbed. migrate.py brings older catalogs here."""
 
 APPLICATION_ID = 0x536E6170  # 'Snap'
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SETTINGS = """
 CREATE TABLE settings (
@@ -283,6 +283,32 @@ CREATE TABLE audit_head (
 ) STRICT
 """
 
+DAMAGE = """
+CREATE TABLE damage (
+  -- Chunks whose bytes were found missing or wrong. Writers share none of them: the same content is stored
+  -- afresh. A row says what is lost and keeps nothing; it goes when the index has a good copy again, or when
+  -- the chunk is freed.
+  id BLOB PRIMARY KEY,
+  found_ns INTEGER NOT NULL,          -- when that was first seen
+  found_by TEXT NOT NULL CHECK (found_by IN ('read', 'scrub', 'recovery')),
+  reason TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+SCRUBBED = """
+CREATE TABLE scrubbed (
+  -- Which part of the store was read and verified, and when. Slots cut the space of ids into 4,096 parts, by
+  -- an id's first 12 bits: what a snapshot holds lies in all of them alike. What was committed up to `epoch`
+  -- was verified; so a snapshot is verified in the slots whose epoch is not before its own.
+  slot INTEGER PRIMARY KEY CHECK (slot BETWEEN 0 AND 4095),
+  epoch INTEGER NOT NULL,             -- of the store when the slot's chunks were listed
+  verified_ns INTEGER NOT NULL,
+  chunks INTEGER NOT NULL,            -- read then
+  bytes INTEGER NOT NULL,             -- stored bytes of these, record headers included
+  bad INTEGER NOT NULL                -- of these, found missing or wrong
+) STRICT
+"""
+
 TABLES = {
     'settings': SETTINGS,
     'volume': VOLUME,
@@ -301,6 +327,8 @@ TABLES = {
     'approval': APPROVAL,
     'canary': CANARY,
     'audit_head': AUDIT_HEAD,
+    'damage': DAMAGE,
+    'scrubbed': SCRUBBED,
 }
 
 SETTINGS_INITIAL = {

@@ -276,7 +276,7 @@ ODD_SCHEMAS = {
     'CREATE VIEW lookout AS SELECT root FROM volume': 'view lookout',
     'CREATE TRIGGER spring AFTER DELETE ON hold BEGIN DELETE FROM volume; END': 'trigger spring',
     'CREATE INDEX quick ON volume (root)': 'index quick',
-    'PRAGMA user_version = 3': 'schema version 3',
+    'PRAGMA user_version = 4': 'schema version 4',
     'PRAGMA application_id = 1': 'schema version',
 }
 

@@ -314,6 +314,7 @@ def test_every_column_of_ids_is_named_so():
         'chunk',
         'quarantine',
         'freed',
+        'damage',
     }
 
 

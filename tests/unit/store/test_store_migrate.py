@@ -9,7 +9,7 @@ from snapfs.store import schema
 from snapfs.store.catalog import Catalog
 from snapfs.store.durable import Disk
 from snapfs.store.registry import Registry
-from tests.support.schemas import VERSION_1
+from tests.support.schemas import VERSION_1, VERSION_2
 
 
 @pytest.fixture
@@ -83,9 +83,29 @@ def test_version_1_never_had_a_batch(old):
     assert db.execute('SELECT count(*) FROM batch').fetchone() == (1,)
 
 
-@pytest.mark.parametrize('version', [0, 3, 99])
+@pytest.mark.parametrize('version', [0, 4, 99])
 def test_a_version_that_nobody_knows_is_refused(old, version):
     path, db = old
     db.execute(f'PRAGMA user_version = {version}')
     with pytest.raises(Corrupt, match=f'schema version {version}'):
         Catalog.open(Disk(), path)
+
+
+def test_version_2_gets_the_tables_of_damage_and_scrubs_and_keeps_its_batches(tmp_path):
+    path = tmp_path / 'catalog.sqlite'
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute('PRAGMA journal_mode = WAL')
+    db.execute(f'PRAGMA application_id = {schema.APPLICATION_ID}')
+    db.execute('PRAGMA user_version = 2')
+    for text in VERSION_2.values():
+        db.execute(text)
+    settings = {**schema.SETTINGS_INITIAL, 'epoch': 7, 'next_batch': 2}
+    db.executemany('INSERT INTO settings VALUES (?, ?)', settings.items())
+    values = (1, 'RESTORED', 'kept', 5, b'd' * 32, 3, 99, 0, 5, 6, 6, 6, None, None, None, 0, 7, 'why')
+    db.execute(f'INSERT INTO batch VALUES ({",".join("?" * 18)})', values)
+    db.close()
+    catalog = Catalog.open(Disk(), path)
+    assert catalog.query('SELECT * FROM batch') == [values]
+    assert (catalog.epoch, catalog.setting('next_batch')) == (7, 2)
+    assert catalog.query('SELECT count(*) FROM damage') == catalog.query('SELECT count(*) FROM scrubbed')
+    catalog.close()
