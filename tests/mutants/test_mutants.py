@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +23,7 @@ from tests.mutants.detector import Promise, losses
 
 mutmut = pytest.importorskip('mutmut')
 from tools.mutants.make import Mutant, mutants_of  # noqa: E402
-from tools.mutants.run import KILLED, LOST, SURVIVED, Runner  # noqa: E402
+from tools.mutants.run import KILLED, LOST, SURVIVED, Runner, _wait  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -237,3 +239,23 @@ def test_a_sweep_without_any_of_its_guards_loses_data(runner: Runner) -> None:
     end = len(runner.source(path))
     result = runner.run(Mutant(path, 1, end, end, NO_GUARDS, '', 'left-out', (1, 1)))
     assert result['outcome'] == LOST, result
+
+
+@pytest.mark.parametrize('deaf', [False, True])
+def test_a_mutant_that_nobody_will_wake_is_ended(monkeypatch, deaf):
+    monkeypatch.setattr('tools.mutants.run.IDLE_SECONDS', 0.2)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGPROF, signal.SIG_IGN if deaf else lambda *arguments: os._exit(0))
+        while True:
+            signal.pause()
+    assert _wait(child) is deaf
+
+
+def test_a_mutant_that_does_not_end_is_ended_by_the_time_it_used(monkeypatch):
+    monkeypatch.setattr('tools.mutants.run.KILL_SECONDS', 0.2)
+    child = os.fork()
+    if not child:
+        while True:
+            pass
+    assert _wait(child) is True
