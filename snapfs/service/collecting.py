@@ -425,6 +425,7 @@ class Collecting:
         waiting = [(one.plan, approvals.LIMITS) for one in self.waiting.values()]
         waiting += await self._thread(self._resting_plans)
         plan, what = approvals.find(self.engine.store.catalog, waiting, digest)
+        assert plan.digest == digest, f'L10: {plan.digest.hex()} was found for {digest.hex()}'
         approvals.check_second(plan, aliases | {who})
         times = (self.world.time_ns(), await self._thread(self.collector.clock.tick))
         store = self.engine.store

@@ -146,6 +146,23 @@ async def test_a_foreign_or_altered_digest_approves_nothing(collecting: Collecti
     assert lines(collecting) == before
 
 
+async def test_an_approval_that_finds_another_plan_approves_nothing(
+    collecting: Collecting, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mutant: who looks the plan up takes the first that has another digest."""
+    await fill(collecting)
+    await ask('snapshot.delete', snapshot='home@s')
+    await ask('collect.run')
+    digest = next(one['digest'] for one in await ask('quarantine.list') if one['class'] == 'kept')
+    monkeypatch.setattr('snapfs.collect.approvals.find', lambda catalog, waiting, digest: waiting[0])
+    with pytest.raises(AssertionError, match='L10'):
+        await collecting.approve(bytes.fromhex('0' * 64), 'root')
+    monkeypatch.undo()
+    assert (await ask('collect.approve', digest=digest))['what'] == 'grace'
+    count = collecting.engine.store.catalog.query('SELECT count(*) FROM approval')
+    assert count == [(1,)]
+
+
 async def test_an_expired_approval_frees_nothing(collecting: Collecting, ask: Ask) -> None:
     await fill(collecting)
     await ask('snapshot.delete', snapshot='home@s')
