@@ -31,6 +31,7 @@ NOUNS = {
     'config': ('configuration', 'Show and change the settings of deletion.'),
     'audit': ('audit', 'Show who deleted what; verify the audit log.'),
     'why': ('why', 'Say who keeps a file or a chunk alive.'),
+    'fsck': ('fsck', 'Check a store, without changing it.'),
     'drill': ('drill', 'Replay accidents on a scratch store, and say what stops them.'),
 }
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_SYSTEM, EXIT_PIPE = 2, 130, 1, 141

@@ -1,0 +1,361 @@
+"""Tool fsck, check: the whole of it, in order. One thread, with worker processes for packs and parts.
+
+1. superblock and catalog; 2. every pack: its records, and all nodes; 3. from these the graph, and what each
+root reaches; 4. references, index and records held against each other, part by part; 5. trees, as POSIX
+sees them;
+6. names of the files that have lost something; 7. journal, audit log, batches. What cannot be checked for
+want of something earlier is told as such, never as clean."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snapfs import limits
+from snapfs.errors import Corrupt
+from snapfs.format.nodes import Leaf, decode_node
+from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
+from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
+from tools.checker.balance import Bad, World, check_part
+from tools.checker.catalog import Catalog, Root, asked_ids
+from tools.checker.evidence import Evidence
+from tools.checker.findings import Report
+from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
+from tools.checker.naming import Hit, Namer
+from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
+from tools.checker.posix import Posix
+from tools.checker.spill import ASKED as ASKED_ROWS
+from tools.checker.spill import PARTS, Spill, text_of, words
+from tools.checker.store import FOLDERS, Pack, Store, read_at
+
+TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
+UNKNOWN = Pack(0, b'', 1, 'unknown', 0, 0)
+LEAVES_KEPT = 512
+SMALL_BYTES = 32 * limits.MIB  # below this in all, one process does it
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`full`: read and hash every byte; else structures, totals and presence. `jobs`: processes. `names`:
+    only what is known or seen to be lost is looked for, as `damage` does. `chunks`: ids to be named as
+    well."""
+
+    full: bool = True
+    jobs: int = 2
+    names: bool = False
+    chunks: tuple[bytes, ...] = ()
+    scratch: Path | None = None
+
+
+def check(path: Path, options: Options, report: Report) -> None:
+    """Check a store; all that is found goes into the report. Invalid when there is no store to look at."""
+    store = Store(path, options.scratch)
+    try:
+        _Check(store, options, report).run()
+    except KeyboardInterrupt:
+        report.partial = True
+    finally:
+        store.close()
+
+
+class _Check:
+    def __init__(self, store: Store, options: Options, report: Report) -> None:
+        self.store = store
+        self.options = options
+        self.report = report
+        self.catalog = Catalog(store, report)
+        self.results: list[PackResult] = []
+        self.graph = Graph([], [])
+        self.unknown: list[tuple[int, bytes]] = []
+
+    def run(self) -> None:
+        report, store = self.report, self.store
+        try:
+            store.begin()
+        except (OSError, Corrupt) as error:
+            report.add('superblock-bad', 'superblock', getattr(error, 'strerror', None) or str(error))
+            report.could_not('the store', 'without a superblock nothing can be told apart')
+            return
+        report.progress('catalog', 0, 0)
+        self.catalog.check()
+        self._packs()
+        if not self.catalog.sound:
+            report.could_not(
+                'trees, index and evidence', 'without its catalog nobody knows what they should be'
+            )
+            return
+        self.graph = Graph([one.nodes for one in self.results if one.nodes is not None],
+                           [fact for one in self.results for fact in one.facts])  # fmt: skip
+        evidence = Evidence(store, self.catalog, report, self.unknown)
+        journal = frozenset() if self.options.names else evidence.journal()
+        db = store.connect()
+        try:
+            tops = self._roots(db)
+        finally:
+            db.close()
+        self._balance(tops, journal)
+        if not self.options.names:
+            if self.options.full:
+                self._trees()
+            evidence.check()
+        self.report.facts['epoch'] = self.catalog.settings.get('epoch')
+
+    # --- packs -------------------------------------------------------------------------------------------
+    def _tasks(self) -> list[Task]:
+        names = self.options.names
+        on_disk, findings = packs_on_disk(self.store)
+        for code, place, what in findings if not names else ():
+            self.report.add(code, place, what)
+        known = {(pack.kind, pack.name): pack for pack in self.catalog.packs.values()}
+        tasks, index = [], 0
+        for pack in sorted(known.values(), key=lambda one: one.number):
+            tasks.append(Task(pack, index, self.options.full, True, names))
+            index += pack.kind == META
+        for kind, name in on_disk:
+            if (kind, name) not in known:
+                self.unknown.append((kind, name))
+                if not self.catalog.sound:
+                    stranger = replace(UNKNOWN, name=name, kind=kind)
+                    tasks.append(Task(stranger, index, self.options.full, False, names))
+                    index += kind == META
+        return tasks
+
+    def _packs(self) -> None:
+        tasks = self._tasks()
+        if self.options.names:
+            # A data pack is only asked whether it is there; that is soon done.
+            tasks.sort(key=lambda task: task.pack.kind)
+        total = sum(task.pack.bytes for task in tasks)
+        for done, result in enumerate(self._spread(_pack_work, tasks, total)):
+            self.results.append(result)
+            for finding in result.findings:
+                if finding[0] not in ('pack-missing', 'pack-short'):
+                    self.report.add(*finding)
+            self.report.progress('packs', done + 1, len(tasks))
+        if self.catalog.sound:
+            self._strangers()
+
+    def _strangers(self) -> None:
+        if self.options.names or self.store.in_use():
+            return
+        for kind, name in self.unknown:
+            parts = self.store.pack_parts(kind, name)
+            code, what = 'pack-unknown', 'the catalog does not know it'
+            try:
+                with self.store.opened(*parts) as (fd, _):
+                    header = decode_pack_header(read_at(fd, PACK_HEADER_BYTES, 0))
+                if header.store_uuid != self.store.uuid:
+                    code, what = 'pack-foreign', f'it is a pack of store {header.store_uuid.hex()}'
+                elif header.name != name or header.kind != kind:
+                    code, what = (
+                        'pack-misplaced',
+                        f'it is pack {header.name.hex()} of kind {int(header.kind)}',
+                    )
+            except (OSError, Corrupt) as error:
+                what = f'{what}; {error}'
+            self.report.add(code, '/'.join(parts), what)
+
+    def _spread(self, work: Callable[[Any], Any], tasks: Sequence[Any], total: int) -> Iterator[Any]:
+        """Do tasks in worker processes, when that is worth it, and yield the results as they come."""
+        global _SHARED
+        _SHARED = self._shared()
+        _SPILL.clear()
+        jobs = min(self.options.jobs, len(tasks))
+        if jobs < 2 or total < SMALL_BYTES:
+            for task in tasks:
+                yield work(task)
+            _finish_spill()
+            return
+        # Children are forked: what they share is there already, and is not copied.
+        with multiprocessing.get_context('fork').Pool(jobs) as pool:
+            yield from pool.imap_unordered(work, tasks, chunksize=1)
+
+    def _shared(self) -> dict[str, Any]:
+        return {'store': self.store, 'world': getattr(self, 'world', None), 'own': os.getpid()}
+
+    # --- roots and the graph -----------------------------------------------------------------------------
+    def _roots(self, db: sqlite3.Connection) -> NDArray[np.void]:
+        """Mark what each kind of root reaches; return the ids of their tops."""
+        graph, tops = self.graph, []
+        self.standing: list[tuple[Root, int]] = []
+        for root in self.catalog.roots:
+            flag = STRICT if root.strict else RESTING if root.resting else ASKED
+            found = graph.find_ids(b''.join(root.tops))
+            tops += [(*words_of(id), flag) for id in root.tops]
+            graph.reach(found, flag)
+            if flag != ASKED and root.tops:
+                self._root(root, int(found[0]))
+            elif flag != ASKED and (root.items or root.refs):
+                self.report.add('root-totals', root.name, f'no tree, and {root.items} items')
+        spill = Spill(self.store.scratch)
+        for root in self.catalog.roots:
+            if not (root.strict or root.resting):
+                for subtrees, ids in asked_ids(db, root):
+                    if subtrees:
+                        graph.reach(graph.find_ids(ids), ASKED)
+                    rows = np.zeros(len(ids) // limits.ID_BYTES, dtype=ASKED_ROWS)
+                    rows['a'], rows['b'] = words(ids)
+                    spill.add('asked', rows)
+        spill.close()
+        graph.check_edges(self.report)
+        if self.options.full:
+            graph.check_order(self.report)
+        return np.array(tops, dtype=TOPS)
+
+    def _root(self, root: Root, top: int) -> None:
+        if top == NOBODY:
+            return  # the balance tells where it is gone
+        self.standing.append((root, top))
+        node = self.graph.nodes[top]
+        if (int(node['items']), int(node['refs'])) != (root.items, root.refs):
+            self.report.add(
+                'root-totals',
+                root.name,
+                f'the catalog says {root.items} items and {root.refs} references, the tree has '
+                f'{node["items"]} and {node["refs"]}',
+            )
+
+    # --- the balance -------------------------------------------------------------------------------------
+    def _balance(self, tops: NDArray[np.void], journal: frozenset[int]) -> None:
+        places = {pack.number: '/'.join(self.store.pack_parts(pack.kind, pack.name))
+                  for pack in self.catalog.packs.values()}  # fmt: skip
+        lost = {one.number: one.lost_by for one in self.results if one.lost_by}
+        bad = {one.number << 32 | offset: (code, what)
+               for one in self.results for offset, code, what in one.bad}  # fmt: skip
+        self.world = World(
+            self.store, self.graph, {one.number: one.end for one in self.results}, lost, bad,
+            {pack.number: pack.kind for pack in self.catalog.packs.values()}, places,
+            not self.options.names, self.options.full, journal, tops,
+        )  # fmt: skip
+        found: list[tuple[Bad, NDArray[np.uint32]]] = []
+        counts: dict[str, int] = {}
+        total = sum(pack.bytes for pack in self.catalog.packs.values())
+        for done, result in enumerate(self._spread(_part_work, range(PARTS), total)):
+            found += zip(result.bad, result.owners, strict=True)
+            for name, number in result.counts.items():
+                counts[name] = counts.get(name, 0) + number
+            for finding in result.findings:
+                self.report.add(*finding)
+            self.report.progress('index', done + 1, PARTS)
+        self.report.facts['balance'] = counts
+        self._tell(found)
+        told = {one.key[:2] for one, _ in found}
+        for one in self.results:
+            for offset, code, what in one.bad:
+                where = f'{places[one.number]} at offset {offset}'
+                if (code, where) not in told and not self.options.names:
+                    self.report.add(code, where, f'{what}; nothing that stands needs it')
+            for code, place, what in one.findings:
+                if code in ('pack-missing', 'pack-short') and (code, place) not in told:
+                    self.report.add(code, place, f'{what}; nothing that stands needs it')
+        if counts.get('leaked'):
+            self.report.add('leaked', 'store', f'{counts["leaked"]} chunks, {counts["leaked bytes"]} bytes')
+        if counts.get('unindexed'):
+            self.report.add(
+                'record-unindexed',
+                'store',
+                f'{counts["unindexed"]} records, {counts["unindexed bytes"]} bytes',
+            )
+
+    # --- names -------------------------------------------------------------------------------------------
+    def _tell(self, found: Sequence[tuple[Bad, NDArray[np.uint32]]]) -> None:
+        """Report what is lost, with the files that are concerned."""
+        keys: dict[tuple[str, str], int] = {}
+        what: dict[int, tuple[str, str, str]] = {}
+        ids: dict[int, set[bytes]] = {}
+        nodes: dict[int, set[int]] = {}
+        for bad, owners in found:
+            number = keys.setdefault(bad.key[:2], len(keys))
+            what.setdefault(number, bad.key)
+            ids.setdefault(number, set()).add(bad.a.to_bytes(8, 'big') + bad.b.to_bytes(8, 'big'))
+            mine = self.graph.by_owner(owners)
+            nodes.setdefault(number, set()).update(mine[mine != NOBODY].tolist())
+        namer = Namer(self.graph, self.standing, self._leaf)
+        wanted: dict[int, dict[int, list[Hit]]] = {}
+        for number, some in nodes.items():
+            for node in some:
+                wanted.setdefault(number, {})[node] = namer.hits(node, ids[number])
+        files = namer.files(wanted)
+        lost_tops = {id for number in ids for id in ids[number]}
+        for number, key in what.items():
+            named = list(files.get(number, ()))
+            for root in self.catalog.roots:
+                if (
+                    root.tops
+                    and root.tops[0][:16] in lost_tops & ids[number]
+                    and (root.strict or root.resting)
+                ):
+                    named.append((root.name, '/ (the whole tree)', None, None))
+            text = key[2] if named else f'{key[2]}; nothing that stands needs it'
+            count = len(ids[number])
+            self.report.add(key[0], key[1], text, named, chunks=count)
+
+    def _leaf(self, node: int) -> Leaf | None:
+        """Read a leaf again."""
+        row = self.graph.nodes[node]
+        pack = self.catalog.packs[int(row['pack'])]
+        try:
+            with self.store.opened(*self.store.pack_parts(pack.kind, pack.name)) as (fd, _):
+                header = decode_header(read_at(fd, HEADER_BYTES, int(row['offset'])))
+                payload = read_at(fd, header.stored_length, int(row['offset']) + HEADER_BYTES)
+            found = decode_node(decode_payload(header, payload))
+        except (OSError, Corrupt):
+            return None  # told as what it is when its pack was read
+        return found if isinstance(found, Leaf) else None
+
+    def _trees(self) -> None:
+        assert self.store.superblock is not None
+
+        def read(node: int) -> Leaf:
+            found = self._leaf(node)
+            if found is None:
+                raise Corrupt(f'node {text_of(*self.graph.nodes[node][["a", "b"]])} cannot be read again')
+            return found
+
+        posix = Posix(self.graph, self.report, read, self.store.superblock.name_key)
+        for done, (root, top) in enumerate(self.standing):
+            try:
+                posix.check(root, top)
+            except Corrupt as error:
+                self.report.could_not(root.name, str(error))
+            self.report.progress('trees', done + 1, len(self.standing))
+
+
+def words_of(id: bytes) -> tuple[int, int]:
+    """Return the first two numbers of an id."""
+    return int.from_bytes(id[:8], 'big'), int.from_bytes(id[8:16], 'big')
+
+
+# What worker processes are forked with, and their own files.
+_SHARED: dict[str, Any] = {}
+_SPILL: dict[int, Spill] = {}
+
+
+def _pack_work(task: Task) -> PackResult:
+    process = os.getpid()
+    spill = _SPILL.setdefault(process, Spill(_SHARED['store'].scratch))
+    result = look(_SHARED['store'], task, spill)
+    if process != _SHARED['own']:
+        spill.close()
+    return result
+
+
+def _part_work(part: int) -> Any:
+    return check_part(_SHARED['world'], part)
+
+
+def _finish_spill() -> None:
+    spill = _SPILL.pop(os.getpid(), None)
+    if spill is not None:
+        spill.close()
+
+
+assert set(FOLDERS) == {1, META}

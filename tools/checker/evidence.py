@@ -1,0 +1,347 @@
+"""Tool fsck, evidence: the journal, the audit log, and what each deletion left: plan, lists, receipt,
+certificate. One thread.
+
+On a store that is in use, what was written since the catalog was copied is let pass; what had to be there
+by then is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from heapq import merge
+from typing import Any
+
+from snapfs import limits
+from snapfs.errors import Corrupt
+from snapfs.format.ids import data_id, stream_id
+from snapfs.format.journal import (
+    JOURNAL_HEADER_BYTES,
+    JournalFrame,
+    JournalHeader,
+    NewChunk,
+    decode_journal_header,
+    decode_records,
+    find_frames,
+    is_cut_journal_header,
+)
+from snapfs.format.receipts import (
+    RECEIPT_HEADER_BYTES,
+    RECEIPT_ROW_BYTES,
+    ReceiptRow,
+    decode_receipt_header,
+    decode_receipt_rows,
+)
+from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
+from tools.checker.catalog import Catalog
+from tools.checker.findings import Report
+from tools.checker.store import Store, query, read_at
+
+RECORDS_MAX = 2 * limits.JOURNAL_BYTES // 44  # that both files together can hold
+START_HASH = '0' * 64
+HASH_TAIL = len(',"hash":"') + 64 + len('"}')
+FILE_BYTES_MAX = 256 * limits.MIB
+BLOCK_BYTES = limits.MIB
+TOP = {
+    'superblock', 'catalog.sqlite', 'catalog.sqlite-wal', 'catalog.sqlite-shm', 'journal', 'packs', 'batches',
+    'incidents', 'audit.log', 'lock', 'control.sock', 'reserve', 'daemon.log', 'daemon.log.1', 'backups',
+}  # fmt: skip
+
+
+class Evidence:
+    """Checks what proves that the rest is right. `unknown`: packs that have no row in the catalog."""
+
+    def __init__(
+        self, store: Store, catalog: Catalog, report: Report, unknown: list[tuple[int, bytes]]
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._report = report
+        self._unknown = unknown
+        self._numbers = {pack.name: pack.number for pack in catalog.packs.values()}
+
+    def check(self) -> None:
+        """Check the audit log, all batches, and what else is in the store's directory."""
+        self._audit()
+        for number, state, digest, receipt, chunks, _ in self._catalog.batches:
+            self._batch(number, state, digest, receipt, chunks)
+        self._unproved()
+        for name in self._store.entries():
+            if name not in TOP and not name.startswith('catalog.sqlite.'):
+                self._report.add('entry-unknown', name, 'is not a part of a store')
+
+    # --- journal -----------------------------------------------------------------------------------------
+    def journal(self) -> frozenset[int]:
+        """Check the journal; return the places of records that it names. Those in packs the catalog does not
+        know are taken off the list of strangers."""
+        report, after = self._report, self._catalog.settings.get('journal_sequence', 0)
+        places: set[int] = set()
+        try:
+            files = [self._journal_file(number) for number in (0, 1)]
+            last = after
+            for record in merge(
+                *(
+                    decode_records(data, self._store.uuid, JOURNAL_HEADER_BYTES, head.first_sequence)
+                    for head, data in files
+                ),
+                key=lambda parts: parts[0].sequence,
+            ):
+                if record[0].sequence <= last:
+                    continue
+                if record[0].sequence != last + 1:
+                    raise Corrupt(f'journal: records {last + 1} to {record[0].sequence - 1} are missing')
+                last = record[0].sequence
+                places |= self._journal_chunks(record)
+            self._nothing_behind(files, last)
+        except FileNotFoundError as error:
+            report.add('journal-bad', 'journal', f'{error.filename}: is not there')
+        except OSError as error:
+            report.add('journal-bad', 'journal', f'cannot be read: {error.strerror}')
+        except Corrupt as error:
+            # Writers go on: a file may have been begun anew while it was read.
+            if not self._store.in_use():
+                report.add('journal-bad', 'journal', str(error))
+        return frozenset(places)
+
+    def _journal_file(self, number: int) -> tuple[JournalHeader, bytes]:
+        data = self._store.read('journal', str(number), bytes_max=limits.JOURNAL_BYTES)
+        if len(data) != limits.JOURNAL_BYTES:
+            self._report.add(
+                'journal-bad', f'journal/{number}', f'has {len(data)} bytes of {limits.JOURNAL_BYTES}'
+            )
+        try:
+            head = decode_journal_header(data)
+        except Corrupt:
+            if not is_cut_journal_header(data, self._store.uuid, number):
+                raise
+            head = JournalHeader(self._store.uuid, number, 0)
+        if (head.store_uuid, head.file_number) != (self._store.uuid, number):
+            raise Corrupt(f'journal: file {number} is that of another store, or in the wrong place')
+        return head, data
+
+    def _nothing_behind(self, files: list[tuple[JournalHeader, bytes]], last: int) -> None:
+        """Corrupt when something proves that the record behind the last one was durable once (P5)."""
+        for head, data in files:
+            if head.first_sequence > last + 1:
+                raise Corrupt(f'journal: record {last + 1} is missing: file {head.file_number} follows it')
+            parts, end = 0, 0
+            for offset, behind, place in find_frames(data, self._store.uuid, JOURNAL_HEADER_BYTES):
+                if last + 1 < place.sequence <= last + RECORDS_MAX:
+                    raise Corrupt(
+                        f'journal: record {last + 1} is damaged: record {place.sequence} follows it'
+                    )
+                if place.sequence != last + 1:
+                    continue
+                if place.part == 0:
+                    parts, end = 0, offset
+                if place.part == parts and offset == end:
+                    parts, end = parts + 1, behind
+                    if not place.more:
+                        raise Corrupt(f'journal: record {last + 1} is whole, and nothing leads to it')
+
+    def _journal_chunks(self, record: list[JournalFrame]) -> set[int]:
+        places = set()
+        for frame in record:
+            for chunk in frame.chunks:
+                number = self._numbers.get(chunk.pack_name, 0)
+                self._unknown[:] = [one for one in self._unknown if one[1] != chunk.pack_name]
+                places.add(number << 32 | chunk.offset)
+                why = self._read(chunk)
+                if why:
+                    self._report.add(
+                        'journal-chunk', f'journal record {frame.sequence}', f'chunk {chunk.id.hex()}: {why}'
+                    )
+        return places
+
+    def _read(self, chunk: NewChunk) -> str:
+        try:
+            with self._store.opened(*self._store.pack_parts(chunk.kind, chunk.pack_name)) as (fd, _):
+                header = decode_header(read_at(fd, HEADER_BYTES, chunk.offset))
+                if header.id != chunk.id:
+                    return 'another record stands there'
+                decode_payload(header, read_at(fd, header.stored_length, chunk.offset + HEADER_BYTES))
+        except (OSError, Corrupt) as error:
+            return getattr(error, 'strerror', None) or str(error)
+        return ''
+
+    # --- audit log ---------------------------------------------------------------------------------------
+    def _audit(self) -> None:
+        head = self._catalog.audit_head
+        end = (head[0], head[1], head[2]) if head else (0, 0, START_HASH)
+        base = (head[3], head[4], head[5]) if head else (0, 0, START_HASH)
+        if base[0]:
+            self._report.add('audit-again', 'audit.log', f'from line {base[1] + 1} on')
+        try:
+            with self._store.opened('audit.log') as (fd, size):
+                self._chain(fd, size, base, end)
+        except FileNotFoundError:
+            self._report.add('audit-broken', 'audit.log', 'is not there')
+        except (OSError, Corrupt) as error:
+            self._report.add('audit-broken', 'audit.log', getattr(error, 'strerror', None) or str(error))
+
+    def _chain(self, fd: int, size: int, base: tuple[int, int, str], end: tuple[int, int, str]) -> None:
+        at, lines, previous = base
+        met = base == end
+        for text in _lines(fd, size, at):
+            found = _hash_of(text, lines + 1, previous)
+            if found is None:
+                break
+            lines, previous, at = lines + 1, found, at + len(text) + 1
+            if at == end[0]:
+                if (lines, previous) != end[1:]:
+                    raise Corrupt(f'line {lines} is not the one that the catalog knows')
+                met = True
+        if size < end[0]:
+            raise Corrupt(f'cut short: {size} bytes, but line {end[1]} ended at {end[0]}')
+        rest = read_at(fd, min(size - at, limits.AUDIT_LINE_BYTES_MAX + 1), at)
+        if not met or len(rest) > limits.AUDIT_LINE_BYTES_MAX or b'\n' in rest[:-1]:
+            raise Corrupt(f'the chain breaks at line {lines + 1}')
+        if rest and not self._store.in_use():
+            self._report.add('pack-tail', 'audit.log', f'line {lines + 1} is torn; it never came into effect')
+
+    # --- batches -----------------------------------------------------------------------------------------
+    def _batch(self, number: int, state: str, digest: bytes, receipt: bytes | None, chunks: int) -> None:
+        report, place = self._report, f'batches/{number}'
+        plan: dict[str, Any] = {}
+        try:
+            raw = self._store.read('batches', str(number), 'plan.json', bytes_max=limits.PLAN_BYTES_MAX)
+            if data_id(raw) != digest:
+                report.add('batch-file', f'{place}/plan.json', 'is not the one whose digest the catalog has')
+            else:
+                plan = json.loads(raw)
+                if plan.get('store') != self._store.uuid.hex() or plan.get('batch') != number:
+                    report.add('batch-file', f'{place}/plan.json', 'is of another batch or store')
+        except (OSError, Corrupt, ValueError) as error:
+            report.add('batch-file', f'{place}/plan.json', getattr(error, 'strerror', None) or str(error))
+        if plan and state != 'RESTORED':
+            self._list(place, number, 'condemned', plan.get('condemned_digest'), chunks)
+        if state in ('CONFIRMED', 'FREED') and receipt is not None:
+            try:
+                self._receipt(number, digest, receipt)
+            except (OSError, Corrupt) as error:
+                report.add('receipt-bad', f'{place}/receipt', getattr(error, 'strerror', None) or str(error))
+        if state == 'FREED':
+            self._certificate(number, place)
+
+    def _list(self, place: str, number: int, name: str, digest: object, count: int) -> None:
+        try:
+            with self._store.opened('batches', str(number), name) as (fd, size):
+                found = stream_id(read_at(fd, BLOCK_BYTES, at) for at in range(0, size, BLOCK_BYTES)).hex()
+                if digest is not None and found != digest:
+                    self._report.add('batch-file', f'{place}/{name}', 'is not the one that the plan names')
+                elif size != count * limits.ID_BYTES:
+                    self._report.add('batch-file', f'{place}/{name}', f'has {size} bytes for {count} ids')
+        except (OSError, Corrupt) as error:
+            self._report.add('batch-file', f'{place}/{name}', getattr(error, 'strerror', None) or str(error))
+
+    def _receipt(self, number: int, plan: bytes, digest: bytes) -> None:
+        with self._store.opened('batches', str(number), 'receipt') as (fd, size):
+            found = stream_id(read_at(fd, BLOCK_BYTES, at) for at in range(0, size, BLOCK_BYTES))
+            if found != digest:
+                raise Corrupt('is not the one whose digest the catalog has')
+            head = decode_receipt_header(read_at(fd, RECEIPT_HEADER_BYTES, 0), size)
+            if head[:3] != (self._store.uuid, number, plan):
+                raise Corrupt(f'is of batch {head.batch} of another plan or store')
+            step, previous = limits.RECEIPT_ROWS_PER_READ * RECEIPT_ROW_BYTES, None
+            db = self._store.connect()
+            try:
+                for at in range(RECEIPT_HEADER_BYTES, size, step):
+                    rows = decode_receipt_rows(read_at(fd, min(step, size - at), at), previous)
+                    previous = rows[-1]
+                    self._in_use(db, number, rows)
+            finally:
+                db.close()
+
+    def _in_use(self, db: Any, batch: int, rows: list[ReceiptRow]) -> None:
+        """What a receipt names must be nowhere but in `freed`, or in quarantine on its way there."""
+        for start in range(0, len(rows), limits.LOCATE_IDS_MAX):
+            part = {
+                (row.id, self._numbers.get(row.pack_name, -1), row.offset)
+                for row in rows[start : start + limits.LOCATE_IDS_MAX]
+            }
+            marks = ','.join('?' * len(part))
+            for table in ('chunk', 'quarantine'):
+                text = f'SELECT id, pack, offset FROM {table} WHERE id IN ({marks})'
+                if table == 'quarantine':
+                    text += f' AND batch != {batch}'
+                for row in query(db, text, [one[0] for one in part]):
+                    if row in part:
+                        self._report.add(
+                            'receipt-live',
+                            f'batches/{batch}/receipt',
+                            f'chunk {row[0].hex()} is still in {table}',
+                        )
+
+    def _unproved(self) -> None:
+        """Rows of `freed` must be in the receipt of their batch."""
+        db = self._store.connect()
+        try:
+            for (number,) in query(db, 'SELECT DISTINCT batch FROM freed'):
+                names = {pack.number: pack.name for pack in self._catalog.packs.values()}
+                rows = {(id, names.get(pack, b''), offset) for id, pack, offset in db.execute(
+                    'SELECT id, pack, offset FROM freed WHERE batch = ?', (number,))}  # fmt: skip
+                try:
+                    with self._store.opened('batches', str(number), 'receipt') as (fd, size):
+                        step = limits.RECEIPT_ROWS_PER_READ * RECEIPT_ROW_BYTES
+                        for at in range(RECEIPT_HEADER_BYTES, size, step):
+                            for row in decode_receipt_rows(read_at(fd, min(step, size - at), at)):
+                                rows.discard((row.id, row.pack_name, row.offset))
+                except (OSError, Corrupt):
+                    pass  # the batch's own finding says so; then nothing proves these
+                for id, _, _ in sorted(rows)[:100]:
+                    self._report.add(
+                        'freed-unproved', f'chunk {id.hex()}', f'no receipt of batch {number} names it'
+                    )
+        finally:
+            db.close()
+
+    def _certificate(self, number: int, place: str) -> None:
+        db = self._store.connect()
+        try:
+            made = query(
+                db, "SELECT digest, passed FROM receipt WHERE kind = 'certificate' AND batch = ?", (number,)
+            )
+        finally:
+            db.close()
+        name = f'{place}/certificate.json'
+        if not made:
+            return  # a crash came before the proof, which is made again
+        try:
+            fields = json.loads(
+                self._store.read('batches', str(number), 'certificate.json', bytes_max=FILE_BYTES_MAX)
+            )
+            rest = {key: value for key, value in fields.items() if key != 'digest'}
+            text = json.dumps(rest, sort_keys=True, separators=(',', ':')) + '\n'
+            digest = data_id(text.encode('utf-8', 'backslashreplace'))
+            if digest.hex() != fields['digest'] or digest not in {one[0] for one in made}:
+                self._report.add('certificate-bad', name, 'has been altered')
+            elif (fields['store'], fields['batch']) != (self._store.uuid.hex(), number):
+                self._report.add('certificate-bad', name, 'is of another batch or store')
+            elif not fields['passed']:
+                self._report.add('certificate-bad', name, 'says that the proof failed')
+        except (OSError, Corrupt, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._report.add(
+                'certificate-bad', name, getattr(error, 'strerror', None) or f'cannot be read: {error}'
+            )
+
+
+def _lines(fd: int, size: int, at: int) -> Iterator[bytes]:
+    rest = b''
+    while at < size:
+        block = read_at(fd, min(BLOCK_BYTES, size - at), at)
+        at += len(block)
+        *whole, rest = (rest + block).split(b'\n')
+        yield from whole
+        if not block or len(rest) > limits.AUDIT_LINE_BYTES_MAX:
+            return
+
+
+def _hash_of(text: bytes, sequence: int, previous: str) -> str | None:
+    """Return the hash of a line that follows the one of hash `previous`, or None when it does not."""
+    body = text[:-HASH_TAIL] + b'}'
+    try:
+        value = json.loads(text)
+        good = value['sequence'] == sequence and value['previous'] == previous
+        good = good and value['hash'] == data_id(body).hex() and list(value)[-1] == 'hash'
+        return value['hash'] if good and isinstance(value['event'], dict) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,151 @@
+"""Tool fsck, findings: what can be wrong with a store, what it means and what to do. One thread.
+
+A finding has a code of CODES. Only `damage` makes the exit code 4: something that somebody may want to read
+is wrong, or what protects it is. A `warning` is odd and hurts no reader; a `note` is for information, such as
+space that nobody uses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+DAMAGE, WARNING, NOTE = 'damage', 'warning', 'note'
+SHOWN_MAX = 200  # findings kept for each code; all are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A kind of finding: how bad, what it means for the user, what to do about it."""
+
+    severity: str
+    means: str
+    advice: str
+
+
+_RECOVER = 'snapfs recover VOLUME@SNAPSHOT makes a whole sibling, from donors where there are any.'
+_REBUILD = 'Keep the store as it is; snapfs rebuild makes a new catalog from packs and backups.'
+_RESTORE = 'Restore the file from a copy of the store, or ask before going on; delete nothing meanwhile.'
+_COLLECT = 'snapfs collect leaks --request asks for it to be freed.'
+_BUG = 'Please report this: no crash and no disk makes it. Do not let the collector run.'
+_NOTHING = 'Nothing.'
+
+CODES = {
+    # --- what stands at the top
+    'superblock-bad': Code(DAMAGE, 'nothing in the store can be believed', _RESTORE),
+    'catalog-missing': Code(DAMAGE, 'nobody knows the names of volumes and snapshots', _REBUILD),
+    'catalog-unreadable': Code(DAMAGE, 'the catalog cannot be read', _REBUILD),
+    'catalog-corrupt': Code(DAMAGE, 'pages or rows of the catalog are damaged', _REBUILD),
+    'catalog-row': Code(DAMAGE, 'a row of the catalog cannot be', _REBUILD),
+    'entry-unknown': Code(NOTE, 'snapfs did not put it there, and does not look at it', _NOTHING),
+    'entry-odd': Code(WARNING, 'a file of the store is not what it should be', 'Look what it is.'),
+    # --- packs
+    'pack-missing': Code(DAMAGE, 'all its chunks are lost, unless there are donors', _RECOVER),
+    'pack-short': Code(DAMAGE, 'chunks at its end are lost, unless there are donors', _RECOVER),
+    'pack-header': Code(DAMAGE, 'the pack cannot be used after a rebuild', _RECOVER),
+    'pack-footer': Code(DAMAGE, 'its list of records is damaged; records themselves may be whole', _RECOVER),
+    'pack-misplaced': Code(DAMAGE, 'nobody will find it there', 'Put it where its name says.'),
+    'pack-foreign': Code(DAMAGE, 'it belongs to another store', 'Take it back to its store.'),
+    'pack-unknown': Code(NOTE, 'a crash left it, or its catalog is older; it only takes room', _COLLECT),
+    'pack-tail': Code(NOTE, 'a crash left bytes behind the last record; they only take room', _NOTHING),
+    'record-header': Code(DAMAGE, 'the bytes of a chunk cannot be found or read', _RECOVER),
+    'record-payload': Code(DAMAGE, 'the bytes of a chunk are wrong', _RECOVER),
+    'record-unindexed': Code(NOTE, 'a crash left a record that nobody knows; it only takes room', _COLLECT),
+    'index-record': Code(DAMAGE, 'the index names a place where this chunk is not', _RECOVER),
+    'index-double': Code(DAMAGE, 'two chunks claim the same place', _BUG),
+    # --- trees
+    'chunk-missing': Code(DAMAGE, 'a part of a file, or of a tree, is nowhere', _RECOVER),
+    'chunk-unindexed': Code(DAMAGE, 'the index has lost a chunk that is still in a pack', _RECOVER),
+    'chunk-condemned': Code(DAMAGE, 'something needed is in quarantine: it would be freed', _BUG),
+    'chunk-freed': Code(DAMAGE, 'something needed has been freed; its bytes may still be there', _RECOVER),
+    'chunk-length': Code(DAMAGE, 'a chunk is not as long as a file says', _RECOVER),
+    'node-unreadable': Code(DAMAGE, 'a part of a tree cannot be read', _RECOVER),
+    'node-totals': Code(DAMAGE, 'the counts of a tree do not add up: references may be missing', _BUG),
+    'node-order': Code(DAMAGE, 'a part of a tree stands where it does not belong', _BUG),
+    'item-bad': Code(DAMAGE, 'an item of a tree has values that cannot be', _BUG),
+    'root-totals': Code(DAMAGE, 'the catalog counts something else than the tree has', _BUG),
+    'inode-missing': Code(DAMAGE, 'items belong to a file that is not there', _BUG),
+    'link-count': Code(DAMAGE, 'a file has another number of names than it says', _BUG),
+    'entry-dangling': Code(DAMAGE, 'a name leads to no file, or to one of another type', _BUG),
+    'inode-orphan': Code(DAMAGE, 'a file has no name that leads to it', _BUG),
+    'directory-parent': Code(DAMAGE, 'a directory is not in the one that it says', _BUG),
+    'directory-size': Code(DAMAGE, 'a directory has another number of entries than it says', _BUG),
+    'directory-orphan': Code(DAMAGE, 'a directory cannot be reached from the top', _BUG),
+    'extent-overlap': Code(DAMAGE, 'two parts of a file claim the same bytes', _BUG),
+    'extent-beyond': Code(DAMAGE, 'a file has bytes beyond its end', _BUG),
+    'allocated-bytes': Code(DAMAGE, 'a file has other bytes than it says (as du sees it)', _BUG),
+    'xattr-flag': Code(DAMAGE, 'extended attributes of a file are not seen', _BUG),
+    'name-hash': Code(DAMAGE, 'an entry stands where a look-up by name does not find it', _BUG),
+    'inode-number': Code(DAMAGE, 'numbers of files would be given out twice', _BUG),
+    # --- the balance
+    'leaked': Code(NOTE, 'nobody needs these chunks and nobody asked for them to go', _COLLECT),
+    'request-incomplete': Code(WARNING, 'a deleted snapshot could not be taken back whole', _NOTHING),
+    'damage-known': Code(DAMAGE, 'a chunk was found lost before, and is not whole again', _RECOVER),
+    'damage-healed': Code(NOTE, 'a chunk that was found lost before can be read', _NOTHING),
+    # --- evidence
+    'journal-bad': Code(DAMAGE, 'what fsync promised since the last commit may be lost', _RESTORE),
+    'journal-chunk': Code(DAMAGE, 'the journal names bytes that are not there', _RESTORE),
+    'audit-broken': Code(DAMAGE, 'who deleted what can no longer be proved', _RESTORE),
+    'audit-again': Code(WARNING, 'the audit log was broken once and went on anew', _NOTHING),
+    'batch-file': Code(DAMAGE, 'a deletion can no longer be proved, or not be taken back', _RESTORE),
+    'receipt-bad': Code(DAMAGE, 'what was freed, and why, can no longer be proved', _RESTORE),
+    'receipt-live': Code(DAMAGE, 'something that counts as freed is still in use', _BUG),
+    'freed-unproved': Code(DAMAGE, 'chunks count as freed that no receipt names', _BUG),
+    'certificate-bad': Code(DAMAGE, 'the proof after a deletion was altered or is gone', _RESTORE),
+    'incident': Code(WARNING, 'the collector stopped, and waits for a person', 'snapfs incident list'),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong. `place` names an object of the store, `files` what a person knows it by:
+    (snapshot or volume, path, first byte, byte behind the last) — no range when it is not about bytes."""
+
+    code: str
+    place: str
+    what: str
+    files: tuple[tuple[str, str, int | None, int | None], ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> str:
+        """Return damage, warning or note."""
+        return CODES[self.code].severity
+
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much (0: unknown)
+
+
+class Report:
+    """All findings of one check. Memory is bounded: of each code the first SHOWN_MAX are kept."""
+
+    def __init__(self, progress: Progress = lambda what, done, known: None) -> None:
+        self.findings: list[Finding] = []
+        self.counts: Counter[str] = Counter()
+        self.facts: dict[str, Any] = {}
+        self.unchecked: list[str] = []
+        self.partial = False
+        self.progress = progress
+
+    def add(
+        self,
+        code: str,
+        place: str,
+        what: str,
+        files: Sequence[tuple[str, str, int | None, int | None]] = (),
+        **facts: Any,
+    ) -> None:
+        """Add a finding."""
+        assert code in CODES, code
+        self.counts[code] += 1
+        if self.counts[code] <= SHOWN_MAX:
+            self.findings.append(Finding(code, place, what, tuple(files), facts))
+
+    def could_not(self, what: str, why: str) -> None:
+        """Say that a part was not checked: never a clean store then."""
+        self.unchecked.append(f'{what}: {why}')
+
+    def count(self, severity: str) -> int:
+        """Return how many findings are of this severity."""
+        return sum(number for code, number in self.counts.items() if CODES[code].severity == severity)

@@ -1,0 +1,303 @@
+"""Tool fsck, packs: every pack file by itself, and every record in it. Plain functions for worker
+processes; each looks at one pack.
+
+Of a data pack a quick check looks at header, footer and size, a full one reads and hashes every record. Meta
+packs are always read whole: their nodes are what everything else is told by."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snapfs import limits
+from snapfs.errors import Corrupt
+from snapfs.format.codec import Codec
+from snapfs.format.packs import (
+    PACK_HEADER_BYTES,
+    TRAILER_BYTES,
+    PackEntry,
+    decode_footer,
+    decode_pack_header,
+    footer_offset,
+)
+from snapfs.format.records import HEADER_BYTES, RecordHeader, RecordKind, decode_header, decode_payload
+from tools.checker.leaves import LeafFacts
+from tools.checker.nodes import Nodes, NodeTable
+from tools.checker.spill import RECORDS, Spill, words
+from tools.checker.store import FOLDERS, Pack, Store, read_at
+
+META = 2
+WINDOW_BYTES = 4 * limits.MIB
+BAD_MAX = 10_000  # places of one pack that are told one by one
+SYNC_STEP = 4 * limits.KIB
+
+
+@dataclass(slots=True)
+class PackResult:
+    """What one pack showed. `bad`: (offset, code, what) of records that cannot be read; `unusable`: no record
+    beyond this offset can be, and the code to say so; `records` that were found, `bytes` that were read."""
+
+    number: int
+    findings: list[tuple[str, str, str]] = field(default_factory=list)
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
+    end: int = 0
+    lost_by: str = ''
+    records: int = 0
+    bytes: int = 0
+    nodes: NodeTable | None = None
+    facts: list[LeafFacts] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A pack to look at. `index`: its place among meta packs, which numbers its nodes. `known`: it has a row
+    in the catalog. `names`: only the nodes are wanted, no record is compared."""
+
+    pack: Pack
+    index: int
+    full: bool
+    known: bool
+    names: bool = False
+
+
+def look(store: Store, task: Task, spill: Spill) -> PackResult:
+    """Look at one pack. Never raises for what is on the disk."""
+    pack = task.pack
+    result = PackResult(pack.number)
+    parts = store.pack_parts(pack.kind, pack.name)
+    place = '/'.join(parts)
+    try:
+        with store.opened(*parts) as (fd, size):
+            _Look(store, task, spill, result, place, fd, size).run()
+    except FileNotFoundError:
+        if pack.state != 'retired':  # after its last look: the rows are on their way out
+            result.findings.append(('pack-missing', place, 'is not there'))
+            result.lost_by = 'pack-missing'
+    except (OSError, Corrupt) as error:
+        result.findings.append(('pack-missing', place, f'cannot be read: {_why(error)}'))
+        result.lost_by = 'pack-missing'
+    return result
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+class _Look:
+    def __init__(
+        self, store: Store, task: Task, spill: Spill, result: PackResult, place: str, fd: int, size: int
+    ) -> None:
+        self.store = store
+        self.task = task
+        self.pack = task.pack
+        self.spill = spill
+        self.result = result
+        self.place = place
+        self.fd = fd
+        self.size = size
+        self.reads_all = task.full or task.pack.kind == META
+        self.nodes = _nodes_for(store, task)
+
+    def say(self, code: str, what: str) -> None:
+        self.result.findings.append((code, self.place, what))
+
+    def run(self) -> None:
+        try:
+            header = decode_pack_header(read_at(self.fd, PACK_HEADER_BYTES, 0))
+            if header.store_uuid != self.store.uuid:
+                self.say('pack-foreign', f'it is a pack of store {header.store_uuid.hex()}')
+            elif header.name != self.pack.name or header.kind != self.pack.kind:
+                self.say('pack-misplaced', f'it is pack {header.name.hex()} of kind {int(header.kind)}')
+        except Corrupt as error:
+            self.say('pack-header', str(error))
+        if self.task.names and self.nodes is None:
+            self.result.end = self.size
+            if self.size < self.pack.bytes:
+                self.say('pack-short', f'has {self.size} bytes of {self.pack.bytes}')
+                self.result.lost_by = 'pack-short'
+            return
+        end, entries = self._entries()
+        self.result.end = end
+        rows: list[PackEntry] = []
+        for entry in entries:
+            if self.reads_all and not self._read(entry):
+                continue
+            rows.append(entry)
+            self.result.records += 1
+            if len(rows) >= 4096:
+                self._spill(rows)
+                rows = []
+        self._spill(rows)
+        if self.nodes is not None:
+            self.result.nodes = self.nodes.table(self.spill, self.pack.number)
+            self.result.facts = self.nodes.facts
+
+    def _spill(self, rows: list[PackEntry]) -> None:
+        if not rows or self.task.names:
+            return
+        table = np.zeros(len(rows), dtype=RECORDS)
+        table['a'], table['b'] = words(b''.join([row.id for row in rows]))
+        numbers: NDArray[np.uint64] = np.array([row[1:] for row in rows], dtype=np.uint64)
+        table['place'] = (np.uint64(self.pack.number) << np.uint64(32)) | numbers[:, 0]
+        table['stored'], table['plain'] = numbers[:, 1], numbers[:, 2]
+        table['what'] = np.uint64(self.pack.kind) | numbers[:, 3] << np.uint64(8)
+        self.spill.add('records', table)
+
+    # --- which records there are -------------------------------------------------------------------------
+    def _entries(self) -> tuple[int, Iterator[PackEntry] | list[PackEntry]]:
+        """Return where the records end that count, and the records."""
+        pack, durable = self.pack, self.pack.bytes
+        if self.task.known and self.size < durable:
+            self.say('pack-short', f'has {self.size} bytes of {durable}')
+            self.result.lost_by = 'pack-short'
+        if not self.task.known or pack.state != 'open':
+            try:
+                if self.task.known and self.size > durable:
+                    raise Corrupt(f'the file has {self.size} bytes, the catalog says {durable}')
+                start = footer_offset(
+                    read_at(self.fd, TRAILER_BYTES, max(0, self.size - TRAILER_BYTES)), self.size
+                )
+                entries = decode_footer(read_at(self.fd, self.size - start, start), self.size, pack.name)
+                self._back_to_back(entries, start)
+                if self.task.known and len(entries) != pack.records:
+                    self.say('pack-footer', f'{len(entries)} records, the catalog says {pack.records}')
+                return start, entries
+            except Corrupt as error:
+                if self.task.known and not self.result.lost_by:
+                    self.say('pack-footer', str(error))
+            return self.size, self._scan(min(self.size, durable) if self.task.known else self.size)
+        end = min(self.size, durable)
+        if self.size > durable and not self.store.in_use():
+            self.say('pack-tail', f'{self.size - durable} bytes behind its last record')
+        return end, self._scan(end)
+
+    def _back_to_back(self, entries: list[PackEntry], end: int) -> None:
+        at = PACK_HEADER_BYTES
+        for entry in entries:
+            if entry.offset != at:
+                self.say('pack-footer', f'{entry.offset - at} bytes at offset {at} are in no record')
+            at = entry.offset + HEADER_BYTES + entry.stored_length
+        if at != end:
+            self.say('pack-footer', f'{end - at} bytes at offset {at} are in no record')
+
+    def _scan(self, end: int) -> Iterator[PackEntry]:
+        """Yield records by their headers, one after the other. Behind a damaged one the next that is whole
+        is looked for: what cannot be one is passed over."""
+        at = PACK_HEADER_BYTES
+        while at < end:
+            try:
+                header = decode_header(read_at(self.fd, HEADER_BYTES, at))
+                if at + HEADER_BYTES + header.stored_length > end:
+                    raise Corrupt('record: it goes on behind the end')
+                if header.kind != self.pack.kind:
+                    raise Corrupt(f'record: of kind {int(header.kind)} in a pack of kind {self.pack.kind}')
+            except Corrupt as error:
+                found = self._next_magic(at + 1, end)
+                if self.task.known and self.pack.state != 'retired' and not self.result.lost_by:
+                    self._bad(at, 'record-header', f'{error}; {found - at} bytes cannot be told')
+                at = found
+                continue
+            yield PackEntry(header.id, at, header.stored_length, header.plain_length, int(header.codec))
+            at += HEADER_BYTES + header.stored_length
+
+    def _next_magic(self, start: int, end: int) -> int:
+        for at in range(start, end, WINDOW_BYTES):
+            data = read_at(self.fd, min(WINDOW_BYTES + HEADER_BYTES, end - at), at)
+            found = data.find(b'SfR1')
+            while found >= 0:
+                try:
+                    decode_header(data, found)
+                    return at + found
+                except Corrupt:
+                    found = data.find(b'SfR1', found + 1)
+        return end
+
+    # --- one record --------------------------------------------------------------------------------------
+    def _bad(self, offset: int, code: str, what: str) -> None:
+        if len(self.result.bad) < BAD_MAX:
+            self.result.bad.append((offset, code, what))
+
+    def _read(self, entry: PackEntry) -> bool:
+        """Read and verify a record; return whether it is good. Nodes are taken into the table."""
+        data = self._bytes(entry.offset, HEADER_BYTES + entry.stored_length)
+        self.result.bytes += len(data)
+        try:
+            header = decode_header(data)
+        except Corrupt as error:
+            self._bad(entry.offset, 'record-header', str(error))
+            # The footer knows the record: its payload may be whole.
+            header = RecordHeader(
+                RecordKind(self.pack.kind),
+                Codec(entry.codec),
+                entry.stored_length,
+                entry.plain_length,
+                entry.id,
+            )
+        if tuple(header) != _header_of(entry, self.pack.kind):
+            self._bad(entry.offset, 'record-header', f'it is of {header.id.hex()}, the footer says otherwise')
+            return False
+        try:
+            plain = decode_payload(header, data[HEADER_BYTES:])
+        except Corrupt as error:
+            self._bad(entry.offset, 'record-payload', str(error))
+            return False
+        if self.nodes is not None:
+            try:
+                self.nodes.add(entry, plain)
+            except Corrupt as error:
+                self._bad(entry.offset, 'node-unreadable', str(error))
+        return True
+
+    _window = (0, b'')
+
+    def _bytes(self, offset: int, size: int) -> memoryview:
+        start, data = self._window
+        if not start <= offset <= offset + size <= start + len(data):
+            start, data = offset, read_at(self.fd, max(size, WINDOW_BYTES), offset)
+            self._window = (start, data)
+        return memoryview(data)[offset - start : offset - start + size]
+
+
+def _nodes_for(store: Store, task: Task) -> Nodes | None:
+    if task.pack.kind != META:
+        return None
+    assert store.superblock is not None
+    return Nodes(task.index, task.full, store.superblock.name_key)
+
+
+def _header_of(entry: PackEntry, kind: int) -> tuple[int, int, int, int, bytes]:
+    return kind, entry.codec, entry.stored_length, entry.plain_length, entry.id
+
+
+def packs_on_disk(store: Store) -> tuple[list[tuple[int, bytes]], list[tuple[str, str, str]]]:
+    """Return (kind, name) of every pack file, and findings about what is not in its place."""
+    found: list[tuple[int, bytes]] = []
+    findings: list[tuple[str, str, str]] = []
+    for kind, folder in FOLDERS.items():
+        for short in _names(store, findings, 'packs', folder):
+            if len(short) != 2 or set(short) - set('0123456789abcdef'):
+                findings.append(('entry-unknown', f'packs/{folder}/{short}', 'is no folder of packs'))
+                continue
+            for text in _names(store, findings, 'packs', folder, short):
+                place = f'packs/{folder}/{short}/{text}'
+                if len(text) != 32 or set(text) - set('0123456789abcdef'):
+                    findings.append(('entry-unknown', place, 'is no pack'))
+                elif text[:2] != short:
+                    findings.append(('pack-misplaced', place, f'belongs to packs/{folder}/{text[:2]}'))
+                elif not stat.S_ISREG(store.path.joinpath(place).lstat().st_mode):
+                    findings.append(('entry-odd', place, 'is not a regular file'))
+                else:
+                    found.append((kind, bytes.fromhex(text)))
+    return found, findings
+
+
+def _names(store: Store, findings: list[tuple[str, str, str]], *parts: str) -> list[str]:
+    try:
+        return store.entries(*parts)
+    except (OSError, Corrupt) as error:
+        findings.append(('entry-odd', '/'.join(parts), f'cannot be listed: {_why(error)}'))
+        return []

@@ -1,0 +1,83 @@
+"""Tool fsck, spill: rows about chunk ids in temporary files, parted by id, so that memory does not grow
+with the store. Each process writes files of its own; whoever reads a part reads those of all.
+
+An id is told by its first 16 bytes, as two numbers: that two chunks of one store share them, no accident and
+nobody with less than 2^64 tries will see."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snapfs import limits
+
+PARTS = 256
+PART_SHIFT = 56
+BUFFER_ROWS = 1 << 14
+Words = NDArray[np.uint64]
+
+# A reference: the id, who has it (the number of a node's record), what the owner knows of its length (0:
+# nothing).
+REFS = np.dtype([('a', 'u8'), ('b', 'u8'), ('owner', 'u4'), ('plain', 'u4')])
+# A record in a pack; `place` is number of the pack << 32 | offset. `what`: kind | codec << 8.
+RECORDS = np.dtype(
+    [('a', 'u8'), ('b', 'u8'), ('place', 'u8'), ('stored', 'u4'), ('plain', 'u4'), ('what', 'u4')]
+)
+ASKED = np.dtype([('a', 'u8'), ('b', 'u8')])
+TYPES = {'refs': REFS, 'records': RECORDS, 'asked': ASKED}
+
+
+def words(ids: bytes) -> tuple[Words, Words]:
+    """Return the first two numbers of each id of a table of ids."""
+    table = np.frombuffer(ids, dtype='>u8').reshape(-1, limits.ID_BYTES // 8)
+    return table[:, 0].astype(np.uint64), table[:, 1].astype(np.uint64)
+
+
+def text_of(a: int, b: int) -> str:
+    """Return the beginning of an id in hexadecimal."""
+    return f'{a:016x}{b:016x}'
+
+
+class Spill:
+    """Writes rows of all types, parted. `close` when done."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: dict[tuple[str, int], list[NDArray[np.void]]] = {}
+        self._rows: dict[tuple[str, int], int] = {}
+
+    def add(self, kind: str, rows: NDArray[np.void]) -> None:
+        """Take rows of one type."""
+        if not len(rows):
+            return
+        parts = (rows['a'] >> np.uint64(PART_SHIFT)).astype(np.int64)
+        order = np.argsort(parts, kind='stable')
+        rows, parts = rows[order], parts[order]
+        starts = np.flatnonzero(np.r_[True, parts[1:] != parts[:-1]])
+        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+            key = (kind, int(parts[start]))
+            self._waiting.setdefault(key, []).append(rows[start:end])
+            self._rows[key] = self._rows.get(key, 0) + int(end - start)
+            if self._rows[key] >= BUFFER_ROWS:
+                self._write(key)
+
+    def _write(self, key: tuple[str, int]) -> None:
+        kind, part = key
+        data = np.concatenate(self._waiting.pop(key)).tobytes()
+        del self._rows[key]
+        with (self._folder / f'{kind}-{part}-{os.getpid()}').open('ab') as file:
+            file.write(data)
+
+    def close(self) -> None:
+        """Write what is left."""
+        for key in list(self._waiting):
+            self._write(key)
+
+
+def read_part(folder: Path, kind: str, part: int) -> NDArray[np.void]:
+    """Return all rows of a type in a part, in no order."""
+    found = [np.fromfile(path, dtype=TYPES[kind]) for path in sorted(folder.glob(f'{kind}-{part}-*'))]
+    return np.concatenate(found) if found else np.zeros(0, dtype=TYPES[kind])

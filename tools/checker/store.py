@@ -1,0 +1,214 @@
+"""Tool fsck, store: the files of a store, opened for looking only. One thread; workers open their own.
+
+The catalog is copied first, at one commit, and only the copy is looked at: writers go on meanwhile, and no
+read transaction keeps their log from being recycled. A store that is in use is copied through SQLite's backup
+interface, which takes one consistent state; one that nobody has is copied as files, since SQLite would make
+files of its own beside a catalog with a log. A shared lock on STORE/superblock is held as long as a check
+runs: the collector removes no pack meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from snapfs import limits
+from snapfs.errors import Corrupt, Invalid
+from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock
+
+FOLDERS = {1: 'data', 2: 'meta'}
+COPY_BYTES = limits.MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A pack of the catalog: `bytes` and `records` are what was durable at the epoch that is checked."""
+
+    number: int
+    name: bytes
+    kind: int
+    state: str
+    bytes: int
+    records: int
+
+
+class Store:
+    """A store that is looked at. `close` gives everything back."""
+
+    def __init__(self, path: Path, scratch: Path | None = None) -> None:
+        """Invalid when `path` is no directory. Nothing is opened yet but the lock."""
+        if not path.is_dir():
+            raise Invalid(f'{path} is not a directory')
+        self.path = path.resolve()
+        self.scratch = Path(tempfile.mkdtemp(prefix='snapfs-fsck-', dir=scratch))
+        self.superblock: Superblock | None = None
+        self.copy: Path | None = None
+        self._lock = -1
+
+    def close(self) -> None:
+        """Give back the lock and remove all temporary files."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    # --- files -------------------------------------------------------------------------------------------
+    @contextmanager
+    def opened(self, *parts: str) -> Iterator[tuple[int, int]]:
+        """Open a regular file, no link, and yield (descriptor, size in bytes). OSError, Corrupt."""
+        fd = os.open(self.path.joinpath(*parts), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise Corrupt(f'{"/".join(parts)} is not a regular file')
+            yield fd, status.st_size
+        finally:
+            os.close(fd)
+
+    def read(self, *parts: str, bytes_max: int) -> bytes:
+        """Return a whole file. Corrupt when it is longer than `bytes_max`; OSError."""
+        with self.opened(*parts) as (fd, size):
+            if size > bytes_max:
+                raise Corrupt(f'{"/".join(parts)} has {size} bytes, limit {bytes_max}')
+            return read_at(fd, size, 0)
+
+    def entries(self, *parts: str) -> list[str]:
+        """Return the names in a folder, sorted; none when it is not there. OSError, Corrupt."""
+        path = self.path.joinpath(*parts)
+        try:
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                raise Corrupt(f'{"/".join(parts)} is not a folder')
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+    def pack_parts(self, kind: int, name: bytes) -> tuple[str, ...]:
+        """Return where a pack is."""
+        text = name.hex()
+        return 'packs', FOLDERS[kind], text[:2], text
+
+    # --- the beginning -----------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Read the superblock and take the lock on it. Corrupt, OSError."""
+        fd = os.open(self.path / 'superblock', os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._lock = fd
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Corrupt('superblock is not a regular file')
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        self.superblock = decode_superblock(read_at(fd, SUPERBLOCK_BYTES + 1, 0))
+
+    @property
+    def uuid(self) -> bytes:
+        """Return the uuid of the store; `begin` comes first."""
+        assert self.superblock is not None
+        return self.superblock.uuid
+
+    def in_use(self) -> bool:
+        """Return whether a process has the store now. Asked without a write; for a moment, like others."""
+        try:
+            with self.opened('lock') as (fd, _):
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+
+    # --- the catalog -------------------------------------------------------------------------------------
+    def copy_catalog(self) -> None:
+        """Copy the catalog, at one commit. Corrupt, OSError, sqlite3.Error when that does not go."""
+        target = self.scratch / 'catalog.sqlite'
+        for _ in range(3):
+            used = self.in_use()
+            sizes = {suffix: self._size(f'catalog.sqlite{suffix}') for suffix in ('', '-wal', '-shm')}
+            if sizes[''] is None:
+                raise FileNotFoundError(2, 'catalog.sqlite is not there')
+            for suffix in ('', '-wal', '-shm'):
+                Path(f'{target}{suffix}').unlink(missing_ok=True)
+            if used and sizes['-shm'] is not None:
+                self._back_up(target)
+            else:
+                for suffix in ('', '-wal'):
+                    if sizes[suffix] is not None:
+                        self._copy_file(f'catalog.sqlite{suffix}', Path(f'{target}{suffix}'))
+            if used == self.in_use():
+                self.copy = target
+                _settle(target)
+                return
+        raise Corrupt('the store was opened or closed each time its catalog was copied')
+
+    def _size(self, name: str) -> int | None:
+        try:
+            with self.opened(name) as (_, size):
+                return size
+        except FileNotFoundError:
+            return None
+
+    def _copy_file(self, name: str, target: Path) -> None:
+        with self.opened(name) as (fd, size), target.open('wb') as copy:
+            for offset in range(0, size, COPY_BYTES):
+                copy.write(read_at(fd, min(COPY_BYTES, size - offset), offset))
+
+    def _back_up(self, target: Path) -> None:
+        text = f'file:{quote(str(self.path / "catalog.sqlite"))}?mode=ro&readonly_shm=1'
+        source = sqlite3.connect(text, uri=True)
+        copy = sqlite3.connect(target)
+        try:
+            source.backup(copy)
+            copy.execute('PRAGMA journal_mode = DELETE')
+        finally:
+            copy.close()
+            source.close()
+
+    def connect(self) -> sqlite3.Connection:
+        """Open the copy of the catalog; any process may, each its own. sqlite3.Error."""
+        assert self.copy is not None
+        return connect(self.copy)
+
+
+def _settle(copy: Path) -> None:
+    """Take the copied log into the copy, so that nobody writes to it any more."""
+    db = sqlite3.connect(copy)
+    try:
+        db.execute('PRAGMA journal_mode = DELETE')
+    except sqlite3.Error:
+        pass  # whoever reads the copy sees that it is damaged
+    finally:
+        db.close()
+
+
+def connect(copy: Path) -> sqlite3.Connection:
+    """Open a copied catalog for queries. Its triggers and views are never run: there must be none."""
+    db = sqlite3.connect(f'file:{quote(str(copy))}?mode=ro&immutable=1', uri=True, isolation_level=None)
+    db.text_factory = lambda raw: raw.decode('utf-8', 'backslashreplace')
+    for pragma in ('trusted_schema = OFF', 'cell_size_check = ON', 'query_only = ON', 'temp_store = MEMORY'):
+        db.execute(f'PRAGMA {pragma}')
+    db.execute(f'PRAGMA cache_size = -{limits.CATALOG_CACHE_BYTES // limits.KIB}')
+    return db
+
+
+def query(db: sqlite3.Connection, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Return all rows."""
+    return db.execute(text, values).fetchall()
+
+
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """Return up to `size` bytes at `offset`: fewer only at the end of the file. OSError."""
+    parts = []
+    while size > 0:
+        part = os.pread(fd, size, offset)
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b''.join(parts)

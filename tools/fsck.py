@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Tool: check a store. It reads and never writes.
+
+It shares nothing with what it checks but the byte decoders of snapfs.format, and runs on a machine without
+FUSE:
+`python tools/fsck.py STORE` needs the checkout, and blake3, crc32c, msgpack, numpy and backports.zstd. Exit
+codes are those of fsck(8): 0 nothing is wrong, 4 damage was found, 8 something could not be checked (12:
+both), 16 wrong call, 32 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+if __package__ in (None, ''):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from snapfs.errors import SnapfsError
+from tools.checker.check import Options, check
+from tools.checker.findings import CODES, DAMAGE, NOTE, SHOWN_MAX, WARNING, Finding, Report
+
+OK, DAMAGED, UNCHECKED, USAGE, CANCELLED = 0, 4, 8, 16, 32
+FILES_SHOWN = 10
+EXAMPLES = """\
+examples:
+  snapfs fsck /srv/store            every byte is read and hashed
+  snapfs fsck --quick /srv/store    structures, totals and presence only
+  snapfs fsck --json /srv/store     for programs
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with the exit code that fsck(8) gives to a wrong call."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say one line and end."""
+        print(f'{self.prog}: {message}. Try: {self.prog} --help', file=sys.stderr)
+        raise SystemExit(USAGE)
+
+
+def parser(prog: str) -> Parser:
+    """Return the parser of the command line."""
+    made = Parser(
+        prog=prog,
+        description='Check a store, mounted or not. It reads and never writes. Exit codes: 0 nothing is '
+        'wrong, 4 damage, 8 something could not be checked, 16 wrong call, 32 interrupted.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument('store', metavar='STORE', type=Path, help='the directory of the store')
+    made.add_argument('--quick', action='store_true', help='structures, totals and presence; hash only nodes')
+    made.add_argument('--json', action='store_true', dest='as_json', help='print JSON')
+    made.add_argument(
+        '--jobs', type=int, default=os.cpu_count() or 1, metavar='N', help='processes (all cores)'
+    )
+    made.add_argument(
+        '--scratch', type=Path, metavar='DIR', help='for temporary files: 100 bytes for a chunk'
+    )
+    # fsck(8) passes these; there is nothing to repair, so all mean the same.
+    for flag in ('-a', '-p', '-y', '-n', '-r', '-f', '-V', '-M', '-T'):
+        made.add_argument(flag, action='store_true', help=argparse.SUPPRESS)
+    made.add_argument('-C', nargs='?', const='', help=argparse.SUPPRESS)
+    return made
+
+
+class Bar:
+    """Progress on a terminal: what, how far, time left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown = stream.isatty()
+        self._what, self._began, self._last = '', 0.0, 0.0
+
+    def __call__(self, what: str, done: int, known: int) -> None:
+        """Show how far it is, a few times a second."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began, self._last = what, now, 0.0
+        if not self._shown or now - self._last < 0.2:
+            return
+        self._last = now
+        left = f', {(now - self._began) * (known - done) / done:.0f} s left' if done and known else ''
+        share = f' {100 * done // known} %' if known else ''
+        self._stream.write(f'\r\x1b[K{what}{share}{left}')
+        self._stream.flush()
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._shown:
+            self._stream.write('\r\x1b[K')
+            self._stream.flush()
+
+
+def exit_code(report: Report) -> int:
+    """Return the exit code of what was found."""
+    code = (DAMAGED if report.count(DAMAGE) else OK) | (UNCHECKED if report.unchecked else OK)
+    return code | (CANCELLED if report.partial else OK)
+
+
+def plain(finding: Finding) -> dict[str, Any]:
+    """Return a finding for JSON."""
+    code = CODES[finding.code]
+    files = [
+        {'in': root, 'path': path, 'start': start, 'end': end} for root, path, start, end in finding.files
+    ]
+    return {
+        'code': finding.code, 'severity': code.severity, 'place': finding.place, 'what': finding.what,
+        'means': code.means, 'advice': code.advice, **finding.facts,
+        'files': files,
+    }  # fmt: skip
+
+
+def say(report: Report, seconds: float) -> None:
+    """Print the findings for a person, the worst first."""
+    for severity in (DAMAGE, WARNING, NOTE):
+        for finding in report.findings:
+            if finding.severity == severity:
+                _say_finding(finding)
+    for code, number in report.counts.items():
+        if number > SHOWN_MAX:
+            print(f'{code}: {number - SHOWN_MAX} more are not shown')
+    for text in report.unchecked:
+        print(f'NOT CHECKED {text}')
+    counts = report.facts.get('balance', {})
+    if counts:
+        print(
+            f'chunks: {counts.get("indexed", 0)} indexed = {counts.get("reachable", 0)} reachable + '
+            f'{counts.get("requested", 0)} requested + {counts.get("leaked", 0)} leaked; '
+            f'{counts.get("quarantined", 0)} in quarantine'
+        )
+    ends = f'{report.count(DAMAGE)} damages, {report.count(WARNING)} warnings, {report.count(NOTE)} notes'
+    word = 'PARTIAL: interrupted; ' if report.partial else ''
+    print(f'{word}{ends}, in {seconds:.1f} s')
+
+
+def _say_finding(finding: Finding) -> None:
+    code = CODES[finding.code]
+    print(f'{code.severity.upper()} {finding.code} {finding.place}: {finding.what}')
+    for root, path, start, end in finding.files[:FILES_SHOWN]:
+        where = f' bytes {start} to {end}' if start is not None else ''
+        print(f'    {root}: {path}{where}')
+    if len(finding.files) > FILES_SHOWN:
+        print(f'    and {len(finding.files) - FILES_SHOWN} more (--json tells all)')
+    if code.severity != NOTE:
+        print(f'    It means: {code.means}. {code.advice}')
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'fsck.snapfs') -> int:
+    """Entry point; the exit code is that of fsck(8)."""
+    options = parser(prog).parse_args(argv)
+    bar = Bar(sys.stderr)
+    report = Report(bar)
+    began = time.monotonic()
+    try:
+        check(
+            options.store, Options(not options.quick, max(1, options.jobs), scratch=options.scratch), report
+        )
+    except SnapfsError as error:
+        bar.end()
+        print(f'{prog}: {error.line()}', file=sys.stderr)
+        return USAGE
+    bar.end()
+    if options.as_json:
+        value = {
+            'store': str(options.store), 'quick': options.quick, 'partial': report.partial,
+            'findings': [plain(one) for one in report.findings], 'counts': dict(report.counts),
+            'not_checked': report.unchecked, **report.facts,
+        }  # fmt: skip
+        print(json.dumps(value, indent=2))
+    else:
+        say(report, time.monotonic() - began)
+    return exit_code(report)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
