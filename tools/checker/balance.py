@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph, find
-from tools.checker.spill import PART_SHIFT, PARTS, RECORDS, read_part, text_of, words
+from tools.checker.spill import RECORDS, part_of, range_of, read_part, text_of, words
 from tools.checker.store import Store, query
 
 PACK_SHIFT = np.uint64(32)
 BAD_MAX = 100_000  # of one part
 _ROWS = 'SELECT id, pack, offset, stored, plain, codec, kind FROM {table} '
 _ROWS += 'WHERE id >= ? AND id < ? AND length(id) = 32 ORDER BY id'
-ID_END = b'\xff' * 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,7 @@ class World:
     full: bool
     journal: frozenset[int]  # places of records that only the journal names
     tops: NDArray[np.void]  # ids of roots: (a, b, flag)
+    parts: int
 
 
 class Table:
@@ -97,9 +97,8 @@ class _Part:
     def __init__(self, world: World, db: sqlite3.Connection, part: int) -> None:
         self.world = world
         self.result = PartResult()
-        self.tops = world.tops[world.tops['a'] >> np.uint64(PART_SHIFT) == part]
-        low = bytes([part])
-        high = bytes([part + 1]) if part + 1 < PARTS else ID_END
+        self.tops = world.tops[part_of(world.tops['a'], world.parts) == part]
+        low, high = range_of(part, world.parts)
         self.index = Table(db, 'chunk', low, high)
         self.quarantine = Table(db, 'quarantine', low, high)
         self.freed = Table(db, 'freed', low, high)

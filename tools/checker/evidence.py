@@ -62,8 +62,8 @@ class Evidence:
     def check(self) -> None:
         """Check the audit log, all batches, and what else is in the store's directory."""
         self._audit()
-        for number, state, digest, receipt, chunks, _ in self._catalog.batches:
-            self._batch(number, state, digest, receipt, chunks)
+        for number, state, digest, receipt, _, _ in self._catalog.batches:
+            self._batch(number, state, digest, receipt)
         self._unproved()
         for name in self._store.entries():
             if name not in TOP and not name.startswith('catalog.sqlite.'):
@@ -199,7 +199,7 @@ class Evidence:
             self._report.add('pack-tail', 'audit.log', f'line {lines + 1} is torn; it never came into effect')
 
     # --- batches -----------------------------------------------------------------------------------------
-    def _batch(self, number: int, state: str, digest: bytes, receipt: bytes | None, chunks: int) -> None:
+    def _batch(self, number: int, state: str, digest: bytes, receipt: bytes | None) -> None:
         report, place = self._report, f'batches/{number}'
         plan: dict[str, Any] = {}
         try:
@@ -213,7 +213,7 @@ class Evidence:
         except (OSError, Corrupt, ValueError) as error:
             report.add('batch-file', f'{place}/plan.json', getattr(error, 'strerror', None) or str(error))
         if plan and state != 'RESTORED':
-            self._list(place, number, 'condemned', plan.get('condemned_digest'), chunks)
+            self._list(place, number, 'condemned', plan.get('condemned_digest'), plan.get('condemned'))
         if state in ('CONFIRMED', 'FREED') and receipt is not None:
             try:
                 self._receipt(number, digest, receipt)
@@ -222,13 +222,13 @@ class Evidence:
         if state == 'FREED':
             self._certificate(number, place)
 
-    def _list(self, place: str, number: int, name: str, digest: object, count: int) -> None:
+    def _list(self, place: str, number: int, name: str, digest: object, count: object) -> None:
         try:
             with self._store.opened('batches', str(number), name) as (fd, size):
                 found = stream_id(read_at(fd, BLOCK_BYTES, at) for at in range(0, size, BLOCK_BYTES)).hex()
                 if digest is not None and found != digest:
                     self._report.add('batch-file', f'{place}/{name}', 'is not the one that the plan names')
-                elif size != count * limits.ID_BYTES:
+                elif count is not None and size != int(str(count)) * limits.ID_BYTES:
                     self._report.add('batch-file', f'{place}/{name}', f'has {size} bytes for {count} ids')
         except (OSError, Corrupt) as error:
             self._report.add('batch-file', f'{place}/{name}', getattr(error, 'strerror', None) or str(error))
@@ -306,14 +306,10 @@ class Evidence:
         if not made:
             return  # a crash came before the proof, which is made again
         try:
-            fields = json.loads(
-                self._store.read('batches', str(number), 'certificate.json', bytes_max=FILE_BYTES_MAX)
-            )
-            rest = {key: value for key, value in fields.items() if key != 'digest'}
-            text = json.dumps(rest, sort_keys=True, separators=(',', ':')) + '\n'
-            digest = data_id(text.encode('utf-8', 'backslashreplace'))
-            if digest.hex() != fields['digest'] or digest not in {one[0] for one in made}:
-                self._report.add('certificate-bad', name, 'has been altered')
+            raw = self._store.read('batches', str(number), 'certificate.json', bytes_max=FILE_BYTES_MAX)
+            fields = json.loads(raw)
+            if data_id(raw) not in {one[0] for one in made}:
+                self._report.add('certificate-bad', name, 'is not the one whose digest the catalog has')
             elif (fields['store'], fields['batch']) != (self._store.uuid.hex(), number):
                 self._report.add('certificate-bad', name, 'is of another batch or store')
             elif not fields['passed']:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from snapfs import limits
 
-PARTS = 256
-PART_SHIFT = 56
+PARTS_MAX = 256
+PART_ROWS = 50_000  # of a part, about
 BUFFER_ROWS = 1 << 14
 Words = NDArray[np.uint64]
 
@@ -41,11 +41,28 @@ def text_of(a: int, b: int) -> str:
     return f'{a:016x}{b:016x}'
 
 
-class Spill:
-    """Writes rows of all types, parted. `close` when done."""
+def parts_for(rows: int) -> int:
+    """Return in how many parts so many rows go: a power of two."""
+    return min(PARTS_MAX, 1 << (rows // PART_ROWS).bit_length())
 
-    def __init__(self, folder: Path) -> None:
+
+def part_of(a: Words, parts: int) -> NDArray[np.int64]:
+    """Return the parts that ids belong to, by their first numbers."""
+    return (a >> np.uint64(56)).astype(np.int64) // (PARTS_MAX // parts)
+
+
+def range_of(part: int, parts: int) -> tuple[bytes, bytes]:
+    """Return the least id of a part, and what is above all of its ids."""
+    step = PARTS_MAX // parts
+    return bytes([part * step]), bytes([(part + 1) * step]) if part + 1 < parts else b'\xff' * 33
+
+
+class Spill:
+    """Writes rows of all types, in `parts` parts. `close` when done."""
+
+    def __init__(self, folder: Path, parts: int) -> None:
         self._folder = folder
+        self._parts = parts
         self._waiting: dict[tuple[str, int], list[NDArray[np.void]]] = {}
         self._rows: dict[tuple[str, int], int] = {}
 
@@ -53,7 +70,7 @@ class Spill:
         """Take rows of one type."""
         if not len(rows):
             return
-        parts = (rows['a'] >> np.uint64(PART_SHIFT)).astype(np.int64)
+        parts = part_of(rows['a'], self._parts)
         order = np.argsort(parts, kind='stable')
         rows, parts = rows[order], parts[order]
         starts = np.flatnonzero(np.r_[True, parts[1:] != parts[:-1]])
