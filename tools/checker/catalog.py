@@ -197,9 +197,11 @@ class Catalog:
 
     def _rows(self, db: sqlite3.Connection) -> None:
         for table, name, condition, what in IMPOSSIBLE:
-            text = f'SELECT {name} FROM {table} WHERE {condition} LIMIT {ROWS_SHOWN_MAX}'
-            for (row,) in db.execute(text):
-                self._report.add('catalog-row', f'{table} {str(row).lower()}', what)
+            text = f'SELECT count(*), min({name}) FROM {table} WHERE {condition}'
+            ((count, row),) = query(db, text)
+            if count:
+                others = f' (and {count - 1} more)' if count > 1 else ''
+                self._report.add('catalog-row', f'{table} {str(row).lower()}', f'{what}{others}')
         settings = dict(query(db, 'SELECT key, value FROM settings'))
         for key in SETTINGS:
             if key not in settings:

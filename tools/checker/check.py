@@ -252,6 +252,11 @@ class _Check:
                 self.report.add(*finding)
             self.report.progress('index', done + 1, self.parts)
         self.report.facts['balance'] = counts
+        named = {place >> 32 for place in journal}
+        for one in self.results:
+            # In a store that is in use they are new records; the journal names those that a power cut left.
+            if one.tail and one.number not in named and not (self.options.names or self.store.in_use()):
+                self.report.add('pack-tail', places[one.number], f'{one.tail} bytes behind its last record')
         self._tell(found)
         told = {one.key[:2] for one, _ in found}
         for one in self.results:
@@ -326,7 +331,8 @@ class _Check:
                 raise Corrupt(f'node {text_of(*self.graph.nodes[node][["a", "b"]])} cannot be read again')
             return found
 
-        posix = Posix(self.graph, self.report, read, self.store.superblock.name_key)
+        namer = Namer(self.graph, self.standing, self._leaf)
+        posix = Posix(self.graph, self.report, namer, read, self.store.superblock.name_key)
         for done, (root, top) in enumerate(self.standing):
             if root.kind == 'canary':
                 continue  # planted chunks, no files

@@ -7,6 +7,7 @@ by then is not."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from heapq import merge
 from typing import Any
@@ -23,6 +24,8 @@ from snapfs.format.journal import (
     decode_records,
     find_frames,
     is_cut_journal_header,
+    peek_frame,
+    scan_frames,
 )
 from snapfs.format.receipts import (
     RECEIPT_HEADER_BYTES,
@@ -57,6 +60,9 @@ class Evidence:
         self._catalog = catalog
         self._report = report
         self._unknown = unknown
+        self._freed_views: set[int] = set()
+        self._freed_volumes = 0
+        self._events: Counter[str] = Counter()
         self._numbers = {pack.name: pack.number for pack in catalog.packs.values()}
 
     def check(self) -> None:
@@ -65,6 +71,7 @@ class Evidence:
         for number, state, digest, receipt, _, _ in self._catalog.batches:
             self._batch(number, state, digest, receipt)
         self._unproved()
+        self._views()
         for name in self._store.entries():
             if name not in TOP and not name.startswith('catalog.sqlite.'):
                 self._report.add('entry-unknown', name, 'is not a part of a store')
@@ -92,6 +99,7 @@ class Evidence:
                 last = record[0].sequence
                 places |= self._journal_chunks(record)
             self._nothing_behind(files, last)
+            self._torn(files, last)
         except FileNotFoundError as error:
             report.add('journal-bad', 'journal', f'{error.filename}: is not there')
         except OSError as error:
@@ -137,6 +145,17 @@ class Evidence:
                     parts, end = parts + 1, behind
                     if not place.more:
                         raise Corrupt(f'journal: record {last + 1} is whole, and nothing leads to it')
+
+    def _torn(self, files: list[tuple[JournalHeader, bytes]], last: int) -> None:
+        for head, data in files:
+            end = JOURNAL_HEADER_BYTES
+            for placed in scan_frames(data, self._store.uuid, end, head.first_sequence):
+                end = placed.end
+            found = peek_frame(data, self._store.uuid, end)
+            if found is not None and found[0] == last + 1 and not self._store.in_use():
+                self._report.add(
+                    'journal-torn', f'journal/{head.file_number}', f'record {found[0]} at byte {end}'
+                )
 
     def _journal_chunks(self, record: list[JournalFrame]) -> set[int]:
         places = set()
@@ -186,6 +205,7 @@ class Evidence:
             if found is None:
                 break
             lines, previous, at = lines + 1, found, at + len(text) + 1
+            self._events[json.loads(text)['event'].get('event', '')] += 1
             if at == end[0]:
                 if (lines, previous) != end[1:]:
                     raise Corrupt(f'line {lines} is not the one that the catalog knows')
@@ -208,6 +228,7 @@ class Evidence:
                 report.add('batch-file', f'{place}/plan.json', 'is not the one whose digest the catalog has')
             else:
                 plan = json.loads(raw)
+                self._freed_requests(plan)
                 if plan.get('store') != self._store.uuid.hex() or plan.get('batch') != number:
                     report.add('batch-file', f'{place}/plan.json', 'is of another batch or store')
         except (OSError, Corrupt, ValueError) as error:
@@ -221,6 +242,29 @@ class Evidence:
                 report.add('receipt-bad', f'{place}/receipt', getattr(error, 'strerror', None) or str(error))
         if state == 'FREED':
             self._certificate(number, place)
+
+    def _freed_requests(self, plan: dict[str, Any]) -> None:
+        for one in plan.get('requests', ()):
+            if one.get('kind') == 'snapshot':
+                self._freed_views.add(one['identity'][1])
+            self._freed_volumes += one.get('kind') == 'volume'
+
+    def _views(self) -> None:
+        """Every view number that was given out belongs to something that stands, waits, or was freed."""
+        db = self._store.connect()
+        try:
+            seen = {view for (view,) in query(
+                db, 'SELECT number FROM volume UNION SELECT number FROM snapshot '
+                'UNION SELECT view FROM request'
+            )}  # fmt: skip
+        finally:
+            db.close()
+        missing = set(range(1, self._catalog.settings.get('next_view', 1))) - seen - self._freed_views
+        # A rollback gives its volume another number, and a volume that was freed is told by another one.
+        unexplained = len(missing) - self._events['rollback'] - self._freed_volumes
+        if unexplained > 0:
+            first = ', '.join(str(one) for one in sorted(missing)[:10])
+            self._report.add('view-unaccounted', 'catalog.sqlite', f'{unexplained} of the views {first}')
 
     def _list(self, place: str, number: int, name: str, digest: object, count: object) -> None:
         try:

@@ -80,11 +80,19 @@ CODES = {
     'inode-number': Code(DAMAGE, 'numbers of files would be given out twice', _BUG),
     # --- the balance
     'leaked': Code(NOTE, 'nobody needs these chunks and nobody asked for them to go', _COLLECT),
-    'request-incomplete': Code(WARNING, 'a deleted snapshot could not be taken back whole', _NOTHING),
+    'request-incomplete': Code(DAMAGE, 'a deleted snapshot could not be taken back whole', _RECOVER),
+    'view-unaccounted': Code(
+        WARNING, 'a snapshot or volume vanished and nobody asked for it; an old catalog does that', _REBUILD
+    ),
     'damage-known': Code(DAMAGE, 'a chunk was found lost before, and is not whole again', _RECOVER),
     'damage-healed': Code(NOTE, 'a chunk that was found lost before can be read', _NOTHING),
     # --- evidence
     'journal-bad': Code(DAMAGE, 'what fsync promised since the last commit may be lost', _RESTORE),
+    'journal-torn': Code(
+        NOTE,
+        'the last record is not whole: a power cut tore it before fsync returned, or it was damaged',
+        _NOTHING,
+    ),
     'journal-chunk': Code(DAMAGE, 'the journal names bytes that are not there', _RESTORE),
     'audit-broken': Code(DAMAGE, 'who deleted what can no longer be proved', _RESTORE),
     'audit-again': Code(WARNING, 'the audit log was broken once and went on anew', _NOTHING),

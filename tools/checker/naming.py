@@ -84,6 +84,12 @@ class Namer:
                             found[key].append((root.name, up.path(hit), hit.start, hit.end))
         return {key: sorted(set(some), key=str) for key, some in found.items()}
 
+    def paths(self, top: int, inos: set[int]) -> dict[int, str]:
+        """Return the paths of inodes of one tree, as far as they can be told."""
+        leaves, _ = self._below(top)
+        up = _Up(self._names([leaves], inos), leaves)
+        return {ino: up.path(Hit(ino, None, None)) for ino in inos}
+
     def _below(self, top: int) -> tuple[Indexes, Indexes]:
         """Return the leaves below a node, and all nodes, in order of their numbers."""
         graph = self._graph

@@ -7,8 +7,9 @@ packs are always read whole: their nodes are what everything else is told by."""
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,9 @@ SYNC_STEP = 4 * limits.KIB
 
 @dataclass(slots=True)
 class PackResult:
-    """What one pack showed. `bad`: (offset, code, what) of records that cannot be read; `unusable`: no record
-    beyond this offset can be, and the code to say so; `records` that were found, `bytes` that were read."""
+    """What one pack showed. `bad`: (offset, code, what) of records that cannot be read; `unusable`: no
+    record beyond this offset can be, and the code to say so; `records` that were found, `bytes` that were
+    read; `tail`: bytes behind the last durable record."""
 
     number: int
     findings: list[tuple[str, str, str]] = field(default_factory=list)
@@ -48,6 +50,7 @@ class PackResult:
     lost_by: str = ''
     records: int = 0
     bytes: int = 0
+    tail: int = 0
     nodes: NodeTable | None = None
     facts: list[LeafFacts] = field(default_factory=list)
 
@@ -148,7 +151,7 @@ class _Look:
         self.spill.add('records', table)
 
     # --- which records there are -------------------------------------------------------------------------
-    def _entries(self) -> tuple[int, Iterator[PackEntry] | list[PackEntry]]:
+    def _entries(self) -> tuple[int, Iterable[PackEntry]]:
         """Return where the records end that count, and the records."""
         pack, durable = self.pack, self.pack.bytes
         if self.task.known and self.size < durable:
@@ -169,10 +172,11 @@ class _Look:
             except Corrupt as error:
                 if self.task.known and not self.result.lost_by:
                     self.say('pack-footer', str(error))
-            return self.size, self._scan(min(self.size, durable) if self.task.known else self.size)
+            end = min(self.size, durable) if self.task.known else self.size
+            # Behind as many as the catalog counts stands what is left of the footer.
+            return end, islice(self._scan(end), pack.records if self.task.known else None)
         end = min(self.size, durable)
-        if self.size > durable and not self.store.in_use():
-            self.say('pack-tail', f'{self.size - durable} bytes behind its last record')
+        self.result.tail = max(0, self.size - durable)
         return end, self._scan(end)
 
     def _back_to_back(self, entries: list[PackEntry], end: int) -> None:

@@ -20,6 +20,7 @@ from tools.checker.catalog import Root
 from tools.checker.findings import Report
 from tools.checker.graph import Graph, Indexes
 from tools.checker.leaves import DIRECTORY, HAS_XATTRS, SUMS, LeafFacts, Rows
+from tools.checker.naming import Namer
 
 Read = Callable[[int], Leaf]  # the leaf of a node
 Say = Callable[[str, int, str], None]  # code, inode, what
@@ -29,8 +30,9 @@ SHOWN_MAX = 50  # of one kind in one tree
 class Posix:
     """Checks trees, one after the other."""
 
-    def __init__(self, graph: Graph, report: Report, read: Read, name_key: bytes) -> None:
+    def __init__(self, graph: Graph, report: Report, namer: Namer, read: Read, name_key: bytes) -> None:
         self._graph = graph
+        self._namer = namer
         self._report = report
         self._read = read
         self._name_key = name_key
@@ -45,13 +47,12 @@ class Posix:
         """Check one tree. One with parts missing is only checked leaf by leaf."""
         leaves, whole = self._graph.leaves(top)
         counts: Counter[str] = Counter()
+        said: dict[tuple[str, int, str], None] = {}
 
         def say(code: str, ino: int, what: str) -> None:
-            counts[code] += 1
+            counts[code] += (code, ino, what) not in said
             if counts[code] <= SHOWN_MAX:
-                self._report.add(
-                    code, f'{root.name}: inode {ino}', what, [(root.name, f'inode {ino}', None, None)]
-                )
+                said[code, ino, what] = None
 
         for index in leaves:
             for code, ino, what in self._odd.get(int(index), ()):
@@ -62,8 +63,13 @@ class Posix:
                 int(self._most[leaves].max()),
                 f'exists, and {root.next_ino} is the next to be given',
             )
-        if not whole:
-            return
+        if whole:
+            self._whole(leaves, say)
+        paths = self._namer.paths(top, {ino for _, ino, _ in said}) if said else {}
+        for code, ino, what in said:
+            self._report.add(code, f'{root.name}: inode {ino}', what, [(root.name, paths[ino], None, None)])
+
+    def _whole(self, leaves: Indexes, say: Say) -> None:
         self._neighbours(leaves, say)
         with np.errstate(over='ignore'):
             sums = np.add.reduce(self._sums[leaves], axis=0, dtype=np.uint64)
