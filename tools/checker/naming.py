@@ -20,7 +20,6 @@ from tools.checker.leaves import DIRECTORY
 Read = Callable[[int], Leaf | None]
 File = tuple[str, str, int | None, int | None]
 FILES_MAX = 10_000  # of one finding
-PATH_PARTS_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +154,14 @@ class _Up:
     def path(self, hit: Hit) -> str:
         """Return the path of an inode, as far as it can be told."""
         parts: list[str] = []
+        seen: set[int] = set()
         ino = hit.ino
-        while ino != limits.INO_ROOT and len(parts) < PATH_PARTS_MAX:
+        while ino != limits.INO_ROOT:
             found = self._above.get(ino)
-            if found is None:
+            if found is None or ino in seen:  # a damaged directory may be its own parent
                 parts.append(f'(inode {ino})')
                 break
+            seen.add(ino)
             ino = found[0]
             parts.append(printable(found[1]))
         text = '/' + '/'.join(reversed(parts))
