@@ -18,6 +18,7 @@ from tests.crash.oracle import Allowed, Found, Registry
 from tests.crash.run import Image
 from tests.sim.disk import PowerCut, SimDisk
 from tests.sim.world import SimWorld
+from tests.support.fsck import damages
 from tests.support.model import freeze_view
 
 SAFETY = 'before-rollback-'
@@ -52,6 +53,8 @@ async def verify(image: Image) -> None:
 
 
 async def _check(disk: SimDisk, allowed: Allowed, note: str, chance: random.Random, thorough: bool) -> None:
+    found = damages(disk.root / 'store')
+    assert not found, f'{note}: fsck of what the crash left: {found[:3]}'
     world = SimWorld(chance.randrange(1 << 60))  # other random names than any process before
     path = disk.root / 'store'
     engine = await Engine.open(path, disk, world)
@@ -190,3 +193,5 @@ async def _is_clean(path: Path, disk: SimDisk, world: SimWorld, note: str) -> No
         assert view is not None
         assert await freeze_view(view) == await freeze_view(head), f'{note}: P6'
     await engine.close()
+    found = damages(path)
+    assert not found, f'{note}: fsck: {found[:3]}'
