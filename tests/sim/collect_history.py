@@ -34,6 +34,7 @@ from tests.sim.collect_walker import Walker
 from tests.sim.collect_world import StillWorld
 from tests.sim.disk import PowerCut
 from tests.support.collecting import DAY, forget, job_in_process, small_packs
+from tests.support.fsck import damages
 from tests.support.model import Node, freeze_view
 
 YEAR = 365.25 * DAY
@@ -139,12 +140,20 @@ class History(People):
             await self.step(self.chance.choices(list(weights), list(weights.values()))[0])
             self.reconcile()
         await self.check()
+        self.fsck('in use')
         await settle(self)
         await self.check()
+        self.fsck('settled')
         self.count('packs gone', self._packs_gone())
         self.traced = self.trace()
         self.engine.store.close(clean=False)
+        self.fsck('closed')
         self.disk.forget()
+
+    def fsck(self, when: str) -> None:
+        """Whoever shares nothing with the store finds nothing wrong with it."""
+        found = damages(self.path)
+        assert not found, f'{self.note()}: fsck, {when}: {found[:3]}'
 
     def _packs_gone(self) -> int:
         return (self.path / 'audit.log').read_text().count('"pack-gone"')
