@@ -8,7 +8,7 @@ from snapfs import limits
 from snapfs.collect.approvals import GRACE, approve
 from snapfs.collect.batches import Recounted
 from snapfs.collect.configuration import change
-from snapfs.collect.states import CONFIRMED, FREED, RESTORED, batch
+from snapfs.collect.states import CONFIRMED, FREED, RESTORED, BatchRow, batch
 from snapfs.errors import Corrupt, Held
 from snapfs.format.records import RecordKind
 from tests.unit.collect.batch_kit import (
@@ -288,3 +288,16 @@ def test_one_content_may_rest_in_two_batches_and_each_keeps_to_its_own(batch_sto
     batches.restore(two.number, 'back')
     assert ids_in(store, 'chunk') == ids
     assert ids_in(store, 'freed') == ids[1:3]
+
+
+def test_a_slip_in_the_sum_of_the_grace_frees_nothing_early(batch_store, batches, clock, ids, monkeypatch):
+    """A mutant: the end of the grace lay before its beginning."""
+    store = batch_store
+    row = quarantined(store, batches, ids[:3])
+    receipt = batches.write_receipt(row.number)
+    monkeypatch.setattr(
+        BatchRow, 'due_trusted_ns', property(lambda one: one.quarantined_trusted_ns - one.grace_ns)
+    )
+    with pytest.raises(Held, match='is QUARANTINED'):
+        batches.confirm(row.number, receipt, recount_2(store, clock))
+    assert ids_in(store, 'quarantine') == sorted(ids[:3])
