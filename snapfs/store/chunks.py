@@ -80,6 +80,7 @@ class ChunkStore:
         # Found missing or wrong by the last read of each. What is put again under the same id is shared with
         # that, so whoever puts looks here first.
         self.unreadable: set[bytes] = set()
+        self._damage: dict[bytes, str | None] = {}  # not written down yet: why, or None when whole again
         self.put_bytes = 0  # plain bytes given to put_batch
         self.new_bytes = 0  # of these, plain bytes that were not there already
         self.stored_bytes = 0  # bytes appended to packs
@@ -386,10 +387,10 @@ class ChunkStore:
             except Corrupt as error:
                 text = f'chunk {id.hex()} in pack {file.name.hex()} at offset {location.offset}: {error}'
                 log.error('%s', text)
-                self._note_unreadable(id)
+                self._note_unreadable(id, text)
                 raise Corrupt(text) from error
-            if self.unreadable:
-                self.unreadable.discard(id)
+            if id in self.unreadable:
+                self._note_whole(id)
             found[id] = plain
             if header.kind == RecordKind.DATA:
                 self._plains.put(id, plain)
@@ -404,12 +405,22 @@ class ChunkStore:
                     [(location, id)], location.offset + HEADER_BYTES + location.stored_length, found, True
                 )
             except _Gone:
-                self._note_unreadable(id)
+                self._note_unreadable(id, str(gone))
                 raise Corrupt(f'chunk {id.hex()} is lost: {gone}') from gone
 
-    def _note_unreadable(self, id: bytes) -> None:
-        if len(self.unreadable) < limits.UNREADABLE_CHUNKS_MAX:
+    def _note_unreadable(self, id: bytes, why: str) -> None:
+        if id not in self.unreadable and len(self.unreadable) < limits.UNREADABLE_CHUNKS_MAX:
             self.unreadable.add(id)
+            self._damage[id] = why
+
+    def _note_whole(self, id: bytes) -> None:
+        self.unreadable.discard(id)
+        self._damage[id] = None
+
+    def take_damage(self) -> dict[bytes, str | None]:
+        """Return what was found lost (why), or whole again (None), since the last call."""
+        taken, self._damage = self._damage, {}
+        return taken
 
     def _file(self, number: int) -> PackFile:
         file = self._files.get(number)

@@ -20,6 +20,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
+from snapfs.store import damage
 from snapfs.store.audit import AuditLog
 from snapfs.store.catalog import Catalog, Commit
 from snapfs.store.chunks import ChunkStore
@@ -153,6 +154,7 @@ class Store:
         self.chunks = ChunkStore(disk, self.catalog, path / 'packs', uuid, numbers)
         self._parts.append(self.chunks)
         self.chunks.on_condemned = self._condemned_read
+        self.chunks.unreadable.update(damage.load(self.catalog))
         self._take_packs(rows, numbers, committed)
         self._check_reserve()
 
@@ -280,6 +282,16 @@ class Store:
         log.critical('the store stops writing: %s', reason)
         self.disk.latch(reason)
         self._record_incident('store', reason)
+
+    def record_damage(self, by: str = damage.READ) -> None:
+        """Write down which chunks reads found lost or whole again since the last time. Never raises for a
+        full or stopped disk: then it is found again."""
+        changes = self.chunks.take_damage()
+        if changes and self.disk.latched is None:
+            try:
+                damage.record(self.catalog, changes, by, self.world.time_ns())
+            except Refused as error:
+                log.warning('damage is not recorded in the catalog: %s', error)
 
     def _condemned_read(self, id: bytes, table: str) -> None:
         """P7: a chunk was needed that a batch had condemned. The verdict was wrong; deletion stops, reading

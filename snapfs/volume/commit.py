@@ -425,6 +425,7 @@ class Committer:
                 raise
             await self._durably(store.catalog.commit, commit)
         store.chunks.committed(rows)
+        store.record_damage()
         if self._untold:
             # The journal must not name them any more: they may be freed before its file is.
             done = {row.id for row in rows.chunks}

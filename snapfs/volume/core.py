@@ -220,6 +220,7 @@ class Core:
         if view and not known and self.budget.stopped is None:
             try:
                 self.store.registry.mark_damaged(view, self.world.time_ns())
+                self.store.record_damage()
             except Refused as error:  # a full disk: neither the reader nor the flush that found it may fail
                 log.warning('not recorded in the catalog: %s', error)
 
