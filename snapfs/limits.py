@@ -183,6 +183,19 @@ EVIDENCE_FILES_MAX = 64  # of one incident
 EVIDENCE_BYTES_MAX = 16 * MIB  # of one of these files
 RECEIPT_ROWS_PER_READ = 4096
 
+# --- verification and recovery ----------------------------------------------------------------------------
+SCRUB_SLOTS = 4096  # the space of ids is cut into so many, by their first 12 bits
+SCRUB_ROWS_MAX = 200_000  # chunks of one pass: about 40 MiB of its process
+SCRUB_BYTES_PASS = (
+    4 * GIB
+)  # read in one pass; the collector waits meanwhile, and what was read is kept at its end
+SCRUB_READ_BYTES = 4 * MIB  # neighbouring records are joined into one read up to here
+SCRUB_BAD_MAX = 10_000  # chunks that one pass tells of
+SCRUB_TICK_SECONDS = 600  # between two steps of the scheduled scrub
+SCRUB_FRESH_NS = (
+    12 * 3600 * 10**9
+)  # what was verified within this time is not read again by a scrub that goes on
+
 # --- service and command line ----------------------------------------------------------------------------
 CONTROL_REQUEST_BYTES_MAX = 64 * KIB  # one JSON line from a client
 CONTROL_RESPONSE_BYTES_MAX = 256 * MIB  # one JSON line from the daemon

@@ -53,6 +53,10 @@ class World:
 
         return await trio.to_thread.run_sync(function, *args)
 
+    def pause(self, seconds: float) -> None:
+        """Block this thread for `seconds`. Only in processes of their own."""
+        time.sleep(seconds)
+
     async def sleep(self, seconds: float) -> None:
         """Let other tasks run for `seconds`."""
         import trio

@@ -32,6 +32,8 @@ NOUNS = {
     'audit': ('audit', 'Show who deleted what; verify the audit log.'),
     'why': ('why', 'Say who keeps a file or a chunk alive.'),
     'fsck': ('fsck', 'Check a store, without changing it.'),
+    'scrub': ('scrub', 'Read and verify every stored byte, part by part.'),
+    'damage': ('damage', 'Say which files have lost which bytes.'),
     'drill': ('drill', 'Replay accidents on a scratch store, and say what stops them.'),
 }
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_SYSTEM, EXIT_PIPE = 2, 130, 1, 141

@@ -108,10 +108,18 @@ def _render(snapshots: Any) -> None:
             output.moment(one['created_ns']),
             one['who'],
             ', '.join(h['name'] for h in one['holds']),
+            _state(one),
         )
         for one in snapshots
     ]
-    output.table(('snapshot', 'taken', 'by', 'holds'), rows, 'There are no snapshots.')
+    output.table(('snapshot', 'taken', 'by', 'holds', 'state'), rows, 'There are no snapshots.')
+
+
+def _state(one: Any) -> str:
+    """Say whether a snapshot is damaged, or how much of it was verified."""
+    if one['damaged_ns'] is not None:
+        return f'DAMAGED, seen {output.moment(one["damaged_ns"])}'
+    return f'{one["verified_percent"]} % verified' if one['verified_ns'] is not None else 'not verified yet'
 
 
 def _render_requests(requests: Any) -> None:
@@ -131,7 +139,7 @@ def _render_requests(requests: Any) -> None:
 
 def _render_one(one: Any) -> None:
     rows = [('snapshot', one['snapshot']), ('taken', output.moment(one['created_ns'])), ('by', one['who'])]
-    rows += [('number', str(one['number'])), ('root', one['root'] or 'empty')]
+    rows += [('number', str(one['number'])), ('root', one['root'] or 'empty'), ('state', _state(one))]
     space = one.get('space')
     if space is not None:
         alone = space['why'] if space['bytes'] is None else f'{output.size(space["bytes"])}'

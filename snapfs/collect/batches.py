@@ -313,7 +313,6 @@ class Batches:
                 {'event': 'batch-freed', 'batch': number, 'chunks': row.freed, 'bytes': row.stored_bytes}
             )
             moves.end_requests(db, number, request)
-            moves.release_requests(db, number)
             db.execute(
                 "UPDATE batch SET state = 'FREED', ended_ns = ? WHERE number = ?",
                 (self._world.time_ns(), number),

@@ -78,6 +78,12 @@ SETTINGS: dict[str, Setting] = {
         Setting('second-person', 'switch', False, 0, 1, 'who approves a plan must not have asked for it'),
         Setting('approval', 'duration', 3 * _DAY, _HOUR, 90 * _DAY, 'how long an approval counts'),
         Setting('canary', 'switch', True, 0, 1, 'plant a canary in a store that has none'),
+        Setting(
+            'scrub', 'duration', 30 * _DAY, 0, _YEARS, 'every stored byte is verified in this time; 0s = off'
+        ),
+        Setting(
+            'scrub-rate', 'size', 16 * limits.MIB, 0, 1 << 40, 'bytes read per second for that; 0 = no limit'
+        ),
         Setting('hook', 'command', (), 0, 0, 'command run when the collector stops: a JSON list of strings'),
     )
 }
@@ -100,6 +106,8 @@ class Configuration:
     second_person: bool
     approval_ns: int
     canary: bool
+    scrub_ns: int
+    scrub_rate: int
     hook: tuple[str, ...]
 
     def share_limit(self, grace_class: str) -> int:

@@ -58,6 +58,7 @@ JOBS = {
         'MentionSpec',
         'Mentions',
     ),
+    'scrub': Job('snapfs.rescue.scrub', 'scrub', 'snapfs.rescue.scrub_values', 'ScrubSpec', 'Scrubbed'),
     'why': Job('snapfs.collect.why', 'why', 'snapfs.collect.why_values', 'WhySpec', 'Why'),
     'proof': Job('snapfs.collect.proof', 'prove', 'snapfs.collect.proof_values', 'ProofSpec', 'Proof'),
 }

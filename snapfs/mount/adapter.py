@@ -40,7 +40,7 @@ from pyfuse3 import (
 
 from snapfs import limits
 from snapfs.errors import Latched, Refused
-from snapfs.mount import nodeids
+from snapfs.mount import nodeids, virtual
 from snapfs.mount.answers import translate_errors
 from snapfs.mount.attributes import MISSING, MISSING_NOW, absent
 from snapfs.mount.invalidate import Invalidator
@@ -345,6 +345,8 @@ class Adapter(pyfuse3.Operations):
         if view is not None:
             found = view.cached(inode & INO_MASK) or await view.inode(inode & INO_MASK)
             value = await view.xattr_get(found, name)
+            if value is None and name.startswith(virtual.PREFIX):
+                value = virtual.attribute(self.namespace.engine, view.number, inode & INO_MASK, name)
             if value is not None:
                 return value
         raise FUSEError(pyfuse3.ENOATTR)

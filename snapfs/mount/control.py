@@ -6,6 +6,7 @@
     .snapfs/pending/           what waits to be collected (pending.py)
     .snapfs/trash/ID/          a deleted snapshot or volume that can still be taken back (trash.py)
     .snapfs/quarantine/N       a batch on its way: since when, what, and when it is freed (quarantine.py)
+    .snapfs/verified           how much of each snapshot was verified, since when, and if it is damaged
     .snapfs/incidents/N/       what made the collector stop, with its evidence (evidence.py)
 
 Nothing here is cached by the kernel: every name is asked for again, every text is rendered when its file is
@@ -23,6 +24,8 @@ from snapfs.mount import nodeids
 from snapfs.mount.attributes import place_attributes
 from snapfs.mount.nodeids import Control
 from snapfs.mount.places import COOKIE_FIRST, Place, PlaceEntry, TextFile, directory_mode
+from snapfs.rescue.verified import Coverage, Verified
+from snapfs.store.rows import SnapshotRow
 
 NANOSECONDS = 1_000_000_000
 
@@ -50,6 +53,7 @@ class ControlDirectory(ControlPlace):
         b'pending': Control.PENDING,
         b'incidents': Control.INCIDENTS,
         b'quarantine': Control.QUARANTINE,
+        b'verified': Control.VERIFIED,
     }
 
     async def attributes(self) -> EntryAttributes:
@@ -83,6 +87,37 @@ class Health(ControlPlace, TextFile):
     async def text(self) -> bytes:
         status = self.engine.status()
         return health_text(status, self.namespace.unexpected_errors).encode('utf-8', 'surrogateescape')
+
+
+class VerifiedFile(ControlPlace, TextFile):
+    """`.snapfs/verified`: a line for each snapshot: how much of it was verified, since when, and if it is
+    damaged."""
+
+    async def attributes(self) -> EntryAttributes:
+        size = len(await self.text())
+        return self.describe(stat.S_IFREG | 0o444, self.namespace.owner, self.namespace.started_ns, size)
+
+    async def text(self) -> bytes:
+        engine, lines = self.engine, []
+        coverage = Coverage(engine.store.catalog)
+        for volume in sorted(engine.heads()):
+            for row in engine.snapshot_list(volume):
+                lines.append(
+                    f'{volume}@{row.name}: {verified_text(coverage.of(row.epoch))}; {damaged_text(row)}'
+                )
+        return ''.join(f'{line}\n' for line in lines).encode('utf-8', 'surrogateescape')
+
+
+def verified_text(verified: Verified) -> str:
+    """Return how much of something was verified, and since when."""
+    if verified.since_ns is None:
+        return 'not verified yet'
+    return f'verified: {verified.percent} %, the oldest part at {utc_text(verified.since_ns)}'
+
+
+def damaged_text(row: SnapshotRow) -> str:
+    """Return whether a snapshot is known to be damaged."""
+    return 'no damage known' if row.damaged_ns is None else f'DAMAGED, seen at {utc_text(row.damaged_ns)}'
 
 
 def health_text(status: dict[str, object], unexpected_errors: int) -> str:

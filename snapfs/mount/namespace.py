@@ -50,6 +50,7 @@ CONTROL_PLACES: Mapping[int, type[Place]] = {
     Control.INCIDENT_FILE: evidence.EvidenceFile,
     Control.QUARANTINE: quarantine.Quarantine,
     Control.BATCH: quarantine.BatchFile,
+    Control.VERIFIED: control.VerifiedFile,
 }
 
 

@@ -62,6 +62,7 @@ class Control(IntEnum):
     INCIDENT_FILE = 11  # .snapfs/incidents/N/*; see evidence.FILE_BITS
     QUARANTINE = 12  # .snapfs/quarantine
     BATCH = 13  # .snapfs/quarantine/N; batch number
+    VERIFIED = 14  # .snapfs/verified
 
 
 class NodeId(NamedTuple):

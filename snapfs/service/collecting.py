@@ -130,9 +130,7 @@ class Collecting:
             self.last['error'] = str(error)
         except Exception as error:
             log.exception('bug: the collector failed')
-            await self._stop(
-                Alarm(f'a bug in the collector: {error!r}', {'bug.json': {'error': repr(error)}})
-            )
+            await self.halt(Alarm(f'a bug in the collector: {error!r}', {'bug.json': {'error': repr(error)}}))
 
     # --- collecting --------------------------------------------------------------------------------------
     async def collect(self, *, fresh: bool = True) -> dict[str, Any]:
@@ -146,7 +144,7 @@ class Collecting:
                 report = await self._collect(fresh)
             except Alarm as alarm:
                 with trio.CancelScope(shield=True):
-                    await self._stop(alarm)
+                    await self.halt(alarm)
                 raise
         self.last.pop('error', None)
         self.last['report'] = report
@@ -190,7 +188,7 @@ class Collecting:
         report['swept'] = await self._sweep()
         return report
 
-    async def _stop(self, alarm: Alarm) -> None:
+    async def halt(self, alarm: Alarm) -> None:
         """A guard fell: the latch, then everything that is condemned comes back, plans included."""
         self._end_plans(None)
         await self._thread(self.collector.stop, alarm)
@@ -465,7 +463,7 @@ class Collecting:
                     self.collector.believe(spec, result)
                 except Alarm as alarm:
                     with trio.CancelScope(shield=True):
-                        await self._stop(alarm)
+                        await self.halt(alarm)
                     raise
             return result
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snapfs.errors import Held, Invalid, Refused
+from snapfs.rescue.verified import Coverage
 from snapfs.service import shapes
 from snapfs.service.sockets import Peer
 from snapfs.service.wire import Arguments, Request
@@ -161,31 +162,33 @@ async def volume_clone(call: Call, snapshot: str, name: str) -> JSON:
 async def volume_rollback(call: Call, snapshot: str) -> JSON:
     volume, row = find_snapshot(call.engine, snapshot)
     safety = await call.engine.volume_rollback(volume, row.name, call.peer.name)
-    return {'volume': volume, 'now': snapshot, 'safety': shapes.snapshot(volume, safety, [])}
+    return {'volume': volume, 'now': snapshot, 'safety': shapes.snapshot(volume, safety, [], _coverage(call))}
 
 
 @command('snapshot.create')
 async def snapshot_create(call: Call, snapshot: str) -> JSON:
     volume, name = parse_snapshot(snapshot)
     _head(call.engine, volume)
-    return shapes.snapshot(volume, await call.engine.snapshot_create(volume, name, call.peer.name), [])
+    row = await call.engine.snapshot_create(volume, name, call.peer.name)
+    return shapes.snapshot(volume, row, [], _coverage(call))
 
 
 @command('snapshot.list')
 async def snapshot_list(call: Call, volume: str | None = None) -> JSON:
     if volume is not None:
         _head(call.engine, volume)
-    listed = []
+    listed, coverage = [], _coverage(call)
     for name in sorted(call.engine.heads()) if volume is None else [volume]:
         for row in call.engine.snapshot_list(name):
-            listed.append(shapes.snapshot(name, row, call.engine.hold_list(name, row.name)))
+            listed.append(shapes.snapshot(name, row, call.engine.hold_list(name, row.name), coverage))
     return listed
 
 
 @command('snapshot.show')
 async def snapshot_show(call: Call, snapshot: str, space: bool = False) -> JSON:
     volume, row = find_snapshot(call.engine, snapshot)
-    shown = shapes.snapshot(volume, row, call.engine.hold_list(volume, row.name))
+    holds = call.engine.hold_list(volume, row.name)
+    shown = shapes.snapshot(volume, row, holds, _coverage(call))
     if not space or call.collector is None:
         return shown
     from snapfs.service.space import alone
@@ -272,6 +275,10 @@ def _head(engine: Engine, name: str) -> Head:
 
 def _volume(engine: Engine, name: str) -> JSON:
     return shapes.volume(_head(engine, name).row, len(engine.snapshot_list(name)))
+
+
+def _coverage(call: Call) -> Coverage:
+    return Coverage(call.engine.store.catalog)
 
 
 def find_snapshot(engine: Engine, text: str) -> tuple[str, SnapshotRow]:

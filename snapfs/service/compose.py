@@ -16,7 +16,7 @@ import trio
 
 from snapfs import limits
 from snapfs.errors import SnapfsError
-from snapfs.service import collect_commands, commands, sockets, wire  # noqa: F401  (enters its commands)
+from snapfs.service import collect_commands, commands, rescue_commands, sockets, wire  # noqa: F401
 from snapfs.world import World
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from snapfs.mount.adapter import Adapter
     from snapfs.service.collecting import Collecting
     from snapfs.service.options import MountOptions
+    from snapfs.service.scrubbing import Scrubbing
     from snapfs.volume.engine import Engine
 
 
@@ -53,6 +54,10 @@ class Parts(Protocol):
 
     def collecting(self, engine: Engine) -> Collecting | None:
         """Return the collector of the engine; its schedule does not run yet."""
+        ...
+
+    def scrubbing(self, collecting: Collecting) -> Scrubbing:
+        """Return what verifies the store; its schedule does not run yet."""
         ...
 
     def mounted(self, engine: Engine, request: MountRequest) -> None:
@@ -99,6 +104,11 @@ class RealParts:
         adapter = self._adapter
         pinned = frozenset if adapter is None else adapter.namespace.pinned
         return Collecting(engine, World(), run_in_process, pinned)
+
+    def scrubbing(self, collecting: Collecting) -> Scrubbing:
+        from snapfs.service.scrubbing import Scrubbing
+
+        return Scrubbing(collecting)
 
     def mounted(self, engine: Engine, request: MountRequest) -> None:
         with contextlib.suppress(SnapfsError):  # a full or a latched disk: the lock holds all the same

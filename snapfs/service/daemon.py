@@ -68,6 +68,7 @@ class Daemon:
                 collecting = self.parts.collecting(engine)
                 if collecting is not None:
                     await background.start(collecting.run)
+                    background.start_soon(self.parts.scrubbing(collecting).schedule)
                 await self._serve(engine, hello, signals, collecting)
             if failure is not None:
                 await engine.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from snapfs.rescue.verified import Coverage
 from snapfs.store.rows import HoldRow, IncidentRow, RequestRow, SnapshotRow, VolumeRow
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ def volume(row: VolumeRow, snapshots: int) -> Object:
     }
 
 
-def snapshot(volume_name: str, row: SnapshotRow, holds: Iterable[HoldRow]) -> Object:
-    """A snapshot with its holds."""
+def snapshot(volume_name: str, row: SnapshotRow, holds: Iterable[HoldRow], coverage: Coverage) -> Object:
+    """A snapshot with its holds, and how much of it was verified since when."""
+    verified = coverage.of(row.epoch)
     name = f'{volume_name}@{row.name}'
     return {
         'snapshot': name,
@@ -47,6 +49,8 @@ def snapshot(volume_name: str, row: SnapshotRow, holds: Iterable[HoldRow]) -> Ob
         'items': row.root_items,
         'root': hexadecimal(row.root),
         'damaged_ns': row.damaged_ns,
+        'verified_percent': verified.percent,
+        'verified_ns': verified.since_ns,
         'holds': [hold(name, one) for one in holds],
     }
 

@@ -201,7 +201,10 @@ class Engine(Administration):
         record = chunks.start_recording()
         try:
             # A flush that put before the noting began holds `flush_lock`, which the commit takes.
+            before = self.store.catalog.epoch
             await self.committer.commit(always=True)
+            # Without it the journal's records, and a replay, would name chunks that no root of ours names.
+            assert self.store.catalog.epoch > before, 'P3: the horizon is no commit'
         except BaseException:
             chunks.stop_recording(record)
             raise

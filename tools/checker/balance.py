@@ -21,6 +21,7 @@ from tools.checker.store import Store, query
 
 PACK_SHIFT = np.uint64(32)
 BAD_MAX = 100_000  # of one part
+MOST = (1 << 64) - 1
 _ROWS = 'SELECT id, pack, offset, stored, plain, codec, kind FROM {table} '
 _ROWS += 'WHERE id >= ? AND id < ? AND length(id) = 32 ORDER BY id'
 
@@ -67,6 +68,7 @@ class World:
     journal: frozenset[int]  # places of records that only the journal names
     tops: NDArray[np.void]  # ids of roots: (a, b, flag)
     parts: int
+    wanted: tuple[bytes, ...]  # ids to be named all the same
 
 
 class Table:
@@ -96,6 +98,9 @@ def check_part(world: World, part: int) -> PartResult:
 class _Part:
     def __init__(self, world: World, db: sqlite3.Connection, part: int) -> None:
         self.world = world
+        self.part = part
+        self._order: NDArray[np.int64] | None = None
+        self._sorted: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         self.result = PartResult()
         self.tops = world.tops[part_of(world.tops['a'], world.parts) == part]
         low, high = range_of(part, world.parts)
@@ -128,6 +133,10 @@ class _Part:
         if self.world.compared:
             self._records()
         self._known(bad)
+        for id in self.world.wanted:
+            a, b = int.from_bytes(id[:8], 'big'), int.from_bytes(id[8:16], 'big')
+            if part_of(np.array([a], dtype=np.uint64), self.world.parts)[0] == self.part:
+                self._mark(('chunk-named', f'chunk {id.hex()}', 'was asked for'), a, b)
         return self.result
 
     # --- what is referred to and not there ---------------------------------------------------------------
@@ -135,8 +144,13 @@ class _Part:
         if len(self.result.bad) >= BAD_MAX:
             self.result.add('bad chunks not told', 1)
             return
-        mine = (self.refs['a'] == np.uint64(a)) & (self.refs['b'] == np.uint64(b)) & (self.node != NOBODY)
-        mine &= self.flag & (STRICT if strict_only else STRICT | RESTING) > 0
+        if self._order is None:
+            self._order = np.argsort(self.refs['a'])
+            self._sorted = self.refs['a'][self._order]
+        start, end = np.searchsorted(self._sorted, [np.uint64(a), np.uint64(a) + np.uint64(1)])
+        mine = self._order[start:end] if a != MOST else self._order[start:]
+        good = (self.refs['b'][mine] == np.uint64(b)) & (self.node[mine] != NOBODY)
+        mine = mine[good & (self.flag[mine] & (STRICT if strict_only else STRICT | RESTING) > 0)]
         self.result.bad.append(Bad(key, a, b))
         self.result.owners.append(self.refs['owner'][mine])
 

@@ -240,6 +240,7 @@ class _Check:
             self.store, self.graph, {one.number: one.end for one in self.results}, lost, bad,
             {pack.number: pack.kind for pack in self.catalog.packs.values()}, places,
             not self.options.names, self.options.full, journal, tops, self.parts,
+            self.options.chunks,
         )  # fmt: skip
         found: list[tuple[Bad, NDArray[np.uint32]]] = []
         counts: dict[str, int] = {}

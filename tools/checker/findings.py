@@ -85,6 +85,7 @@ CODES = {
         WARNING, 'a snapshot or volume vanished and nobody asked for it; an old catalog does that', _REBUILD
     ),
     'damage-known': Code(DAMAGE, 'a chunk was found lost before, and is not whole again', _RECOVER),
+    'chunk-named': Code(NOTE, 'the files that a chunk is in', _NOTHING),
     'damage-healed': Code(NOTE, 'a chunk that was found lost before can be read', _NOTHING),
     # --- evidence
     'journal-bad': Code(DAMAGE, 'what fsync promised since the last commit may be lost', _RESTORE),

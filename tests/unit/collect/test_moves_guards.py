@@ -100,3 +100,14 @@ def test_nothing_is_confirmed_that_nobody_asks_for_any_more(batch_store, batches
     with pytest.raises(Corrupt, match='P2'):
         batches.confirm(first.number, receipt, recount_2(batch_store, clock))
     assert batch(batch_store.catalog, first.number).state == QUARANTINED
+
+
+def test_requests_that_were_not_ended_are_not_released_either(batch_store, batches, clock, ids, monkeypatch):
+    """A mutant: what was freed could be taken back, with nothing in it."""
+    row = quarantined(batch_store, batches, ids[:4])
+    confirmed(batch_store, batches, clock, row.number)
+    batches.free_all(row.number)
+    monkeypatch.setattr('snapfs.collect.moves.end_requests', lambda *arguments: None)
+    batches.finish(row.number, [])
+    rows = batch_store.catalog.query('SELECT count(*) FROM request WHERE batch IS NULL')
+    assert rows == [(0,)]

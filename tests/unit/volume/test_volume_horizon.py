@@ -118,3 +118,15 @@ async def test_a_crash_after_a_horizon_replays_nothing_older(engine: Engine) -> 
     assert again.replayed_records == 0
     assert await read(again, b'a') == b'z' * 5000
     await again.close()
+
+
+async def test_a_horizon_that_did_not_commit_is_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mutant: without the commit a replay named a chunk that had been freed."""
+
+    async def nothing(*, always: bool = False) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(engine.committer, 'commit', nothing)
+    with pytest.raises(AssertionError, match='P3'):
+        await engine.horizon()
+    assert engine.store.chunks._records == (), 'puts are not noted then'

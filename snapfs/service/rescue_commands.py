@@ -1,0 +1,33 @@
+"""L6 rescue commands: verification and the way back from damage. Entered into the table of commands.py when
+this is imported. Async functions, one event loop; what reads much runs in a worker."""
+
+from __future__ import annotations
+
+from snapfs.errors import Invalid
+from snapfs.service.commands import JSON, Call, command
+
+
+@command('scrub.run')
+async def scrub_run(call: Call, part: int = 1, parts: int = 1, rate: int = 0, again: bool = False) -> JSON:
+    """Verify a part of the store; `rate`: bytes a second, 0 = no limit."""
+    from snapfs.rescue.scrub_values import SLOTS, slots_of
+    from snapfs.service.scrubbing import Scrubbing
+
+    if not 1 <= part <= parts <= SLOTS or rate < 0:
+        raise Invalid(f'there is no part {part}/{parts}: 1/1 to {SLOTS}/{SLOTS}')
+    return await Scrubbing(call.collecting).run(slots_of(part, parts), rate, again=again)
+
+
+@command('scrub.status')
+async def scrub_status(call: Call) -> JSON:
+    """Say how much of the store was verified, since when, and what is known to be lost."""
+    from snapfs.rescue.verified import Coverage
+
+    catalog = call.engine.store.catalog
+    verified = Coverage(catalog).of(0)
+    return {
+        'verified_percent': verified.percent,
+        'verified_ns': verified.since_ns,
+        'lost_chunks': catalog.query('SELECT count(*) FROM damage')[0][0],
+        'stopped': call.collecting.collector.incidents.latched(),
+    }

@@ -1,0 +1,160 @@
+"""L6 scrubbing: verifies the store in the background, and says how much of what was verified when. Event
+loop only.
+
+A scrub goes through its slots in passes. A pass is one job of a process of its own; the collector does not
+run meanwhile (L18). At its end its slots are recorded in one transaction, so what is interrupted loses one
+pass. Damage is written down, the volumes and snapshots that need it are marked, and the collector stops
+until a person has looked: somebody who deletes should know first what is whole. Readers and writers go on
+(P7)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from snapfs import limits
+from snapfs.collect.incidents import Alarm
+from snapfs.errors import Latched, SnapfsError
+from snapfs.rescue.scrub_values import SLOTS, Scrubbed, ScrubSpec
+from snapfs.service.collecting import Collecting
+from snapfs.store import damage
+
+log = logging.getLogger('snapfs.scrub')
+
+Object = dict[str, Any]
+SECOND_NS = 10**9
+
+
+class Scrubbing:
+    """The scrubs of one store. They use the collector's lock: one thing at a time looks through
+    everything."""
+
+    def __init__(self, collecting: Collecting) -> None:
+        self._collecting = collecting
+        self._engine = collecting.engine
+        self._world = collecting.world
+
+    async def run(
+        self,
+        slots: Iterable[int],
+        rate: int,
+        *,
+        again: bool = False,
+        told: Callable[[int], None] | None = None,
+    ) -> Object:
+        """Verify these slots; `again`: also those that were verified a moment ago. Latched while the store is
+        read-only: nothing could be recorded."""
+        if self._engine.store.latched is not None:
+            raise Latched(f'the store is read-only: {self._engine.store.latched}')
+        wanted = tuple(slots)
+        todo = list(wanted) if again else self._stale(wanted, limits.SCRUB_FRESH_NS)
+        report: Object = {
+            'slots': 0,
+            'skipped': len(wanted) - len(todo),
+            'chunks': 0,
+            'bytes': 0,
+            'bad': 0,
+        }
+        while todo:
+            take = self._pass_slots(len(todo))
+            found = await self._pass(todo[:take], rate)
+            todo = todo[take:]
+            report['slots'] += len(found.slots)
+            report['bad'] += found.bad_count
+            report['chunks'] += sum(one.chunks for one in found.slots)
+            report['bytes'] += sum(one.bytes for one in found.slots)
+            if told is not None:
+                told(report['slots'])
+        return report
+
+    async def schedule(self) -> None:
+        """Verify what is due, for as long as the daemon runs. Nobody dies of it, and nothing is hidden."""
+        while True:
+            await self._world.sleep(limits.SCRUB_TICK_SECONDS)
+            try:
+                await self.tick()
+            except Latched as error:
+                log.critical('the scrub has stopped the collector: %s', error)
+            except SnapfsError as error:
+                log.warning('the scrub did not go on: %s', error)
+            except Exception:
+                log.exception('bug: the scrub failed')
+
+    async def tick(self) -> None:
+        """One step of the schedule, about once an hour: verify what is due. One pass, with the lowest
+        rate."""
+        configuration = self._collecting.collector.configuration()
+        if not configuration.scrub_ns or self._engine.store.latched is not None:
+            return
+        due = self._stale(range(SLOTS), configuration.scrub_ns)
+        share = max(1, SLOTS * limits.SCRUB_TICK_SECONDS * SECOND_NS // configuration.scrub_ns + 1)
+        if due:
+            await self._pass(due[: min(share, self._pass_slots(len(due)))], configuration.scrub_rate)
+
+    def _stale(self, slots: Iterable[int], age_ns: int) -> list[int]:
+        """Return the slots whose last verification is older than this, or from a clock that was ahead; the
+        oldest first."""
+        now = self._world.time_ns()
+        seen = dict(self._engine.store.catalog.query('SELECT slot, verified_ns FROM scrubbed'))
+        stale = [slot for slot in slots if not now - age_ns < seen.get(slot, -1) <= now]
+        return sorted(stale, key=lambda slot: seen.get(slot, -1))
+
+    def _pass_slots(self, most: int) -> int:
+        """Return how many slots a pass takes, so that it is bounded in chunks and in bytes."""
+        count, stored = self._engine.store.catalog.query(
+            'SELECT count(*), coalesce(sum(stored), 0) FROM chunk'
+        )[0]
+        by_rows = SLOTS * limits.SCRUB_ROWS_MAX // max(count, 1)
+        by_bytes = SLOTS * limits.SCRUB_BYTES_PASS // max(stored, 1)
+        return int(max(1, min(most, by_rows, by_bytes)))
+
+    async def _pass(self, slots: list[int], rate: int) -> Scrubbed:
+        store = self._engine.store
+        spec = ScrubSpec(store.path, store.superblock.uuid, tuple(slots), rate)
+        found: Scrubbed = await self._collecting.look('scrub', lambda: spec)
+        await self._world.run_in_thread(self._record, found)
+        if found.bad_count:
+            await self._damaged(found)
+        return found
+
+    def _record(self, found: Scrubbed) -> None:
+        now, catalog = self._world.time_ns(), self._engine.store.catalog
+        rows = [(one.slot, found.epoch, now, one.chunks, one.bytes, one.bad) for one in found.slots]
+        with catalog.transaction() as db:
+            db.executemany('INSERT OR REPLACE INTO scrubbed VALUES (?, ?, ?, ?, ?, ?)', rows)
+        if found.bad:
+            damage.record(catalog, {one.id: one.why for one in found.bad}, damage.SCRUB, now)
+
+    async def _damaged(self, found: Scrubbed) -> None:
+        """Mark who needs what is lost, and stop the collector."""
+        from snapfs.collect.why_values import WhySpec
+
+        store = self._engine.store
+        ids = tuple(one.id for one in found.bad[: limits.WHY_CHUNKS_MAX])
+        store.chunks.unreadable.update(one.id for one in found.bad)
+        names: list[str] = []
+        try:
+            why = await self._collecting.look('why', lambda: WhySpec(store.path, store.superblock.uuid, ids))
+            names = [one.name for one in why.keepers if one.kind in ('volume', 'snapshot')]
+            for one in why.keepers:
+                self._mark(one.kind, one.number)
+        except (
+            Exception
+        ) as error:  # a lost node: then nobody can be told apart, and the damage stands all the same
+            log.error('who needs what is lost cannot be told: %s', error)
+        where = f'in {", ".join(names[:5])}' if names else 'nobody who stands is known to need it'
+        text = f'a scrub found {found.bad_count} damaged chunks, {where}: {found.bad[0].why}'
+        evidence = {'scrub.json': {one.id.hex(): one.why for one in found.bad[:1000]}}
+        await self._collecting.halt(Alarm(text, evidence))
+
+    def _mark(self, kind: str, number: int) -> None:
+        view = number
+        if kind == 'volume':
+            head = self._engine.head_of_volume(number)
+            if head is None:
+                return
+            view = head.number
+        elif kind != 'snapshot':
+            return
+        self._engine.store.registry.mark_damaged(view, self._world.time_ns())
