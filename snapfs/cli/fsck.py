@@ -5,14 +5,22 @@ from __future__ import annotations
 import click
 
 
-@click.command(
-    'fsck',
-    context_settings={'ignore_unknown_options': True, 'help_option_names': []},
-    add_help_option=False,
-)
-@click.argument('arguments', nargs=-1, type=click.UNPROCESSED)
-def fsck_command(arguments: tuple[str, ...]) -> int:
-    """Check a store, mounted or not. Example: snapfs fsck --quick /srv/store"""
+@click.command('fsck', epilog='Example: snapfs fsck --quick /srv/store')
+@click.argument('store', metavar='STORE')
+@click.option('--quick', is_flag=True, help='Structures, totals and presence; hash only nodes.')
+@click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
+@click.option('--jobs', type=click.IntRange(1, 256), metavar='N', help='Processes; all cores if not given.')
+@click.option('--scratch', metavar='DIR', help='For temporary files: about 100 bytes for each chunk.')
+def fsck_command(store: str, quick: bool, as_json: bool, jobs: int | None, scratch: str | None) -> int:
+    """Check a store without changing a byte of it, mounted or not.
+
+    Every byte is read and hashed. Findings name files and byte ranges in snapshots, and say what to do. Exit
+    codes: 0 nothing is wrong, 4 damage, 8 something could not be checked (12: both), 16 wrong call, 32
+    interrupted: then the report is partial, and says so.
+    """
     from tools.fsck import main
 
-    return main(list(arguments), prog='snapfs fsck')
+    words = [store] + ['--quick'] * quick + ['--json'] * as_json
+    words += ['--jobs', str(jobs)] if jobs is not None else []
+    words += ['--scratch', scratch] if scratch is not None else []
+    return main(words, prog='snapfs fsck')

@@ -213,9 +213,9 @@ def release_requests(db: sqlite3.Connection, number: int) -> None:
 
 
 def end_requests(db: sqlite3.Connection, number: int, kept: int | None) -> None:
-    """The batch's requests are fulfilled and go, but for `kept`, which is in no batch any more. Nobody else's:
-    what is in the trash would be gone from there. In one step: to release what was not ended would let people
-    take back what is freed."""
+    """The batch's requests are fulfilled and go, but for `kept`, which is in no batch any more. Nobody
+    else's: what is in the trash would be gone from there. In one step: to release what was not ended would
+    let people take back what is freed."""
     mine, held, every = _requests(db, number)
     left = 0 if kept is None else 1
     db.execute('DELETE FROM request WHERE batch = ? AND number IS NOT ?', (number, kept))

@@ -24,8 +24,8 @@ from snapfs.mount import nodeids
 from snapfs.mount.attributes import place_attributes
 from snapfs.mount.nodeids import Control
 from snapfs.mount.places import COOKIE_FIRST, Place, PlaceEntry, TextFile, directory_mode
-from snapfs.rescue.verified import Coverage, Verified
 from snapfs.store.rows import SnapshotRow
+from snapfs.store.verified import Verified
 
 NANOSECONDS = 1_000_000_000
 
@@ -99,7 +99,7 @@ class VerifiedFile(ControlPlace, TextFile):
 
     async def text(self) -> bytes:
         engine, lines = self.engine, []
-        coverage = Coverage(engine.store.catalog)
+        coverage = engine.coverage()
         for volume in sorted(engine.heads()):
             for row in engine.snapshot_list(volume):
                 lines.append(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from snapfs import limits
 from snapfs.mount.control import damaged_text, verified_text
-from snapfs.rescue.verified import Coverage
 
 if TYPE_CHECKING:
     from snapfs.volume.engine import Engine
@@ -27,4 +26,4 @@ def attribute(engine: Engine, view: int, ino: int, name: bytes) -> bytes | None:
         return None
     if name == DAMAGE:
         return damaged_text(row).encode()
-    return verified_text(Coverage(engine.store.catalog).of(row.epoch)).encode()
+    return verified_text(engine.coverage().of(row.epoch)).encode()

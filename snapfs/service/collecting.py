@@ -28,6 +28,7 @@ from snapfs.collect.states import FREED, QUARANTINED, RESTING, BatchRow, batch, 
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
 from snapfs.service.moves import Move, Waiting
 from snapfs.store.horizon import PutRecord
+from snapfs.store.lock import without_verifiers
 from snapfs.store.rows import RequestRow
 from snapfs.world import World
 
@@ -141,7 +142,8 @@ class Collecting:
         """
         async with self._lock:
             try:
-                report = await self._collect(fresh)
+                with without_verifiers(self.engine.store.disk, self.engine.store.path):
+                    report = await self._collect(fresh)
             except Alarm as alarm:
                 with trio.CancelScope(shield=True):
                     await self.halt(alarm)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snapfs.errors import Held, Invalid, Refused
-from snapfs.rescue.verified import Coverage
 from snapfs.service import shapes
 from snapfs.service.sockets import Peer
 from snapfs.service.wire import Arguments, Request
+from snapfs.store.verified import Coverage
 
 if TYPE_CHECKING:
     from snapfs.service.collecting import Collecting
@@ -278,7 +278,7 @@ def _volume(engine: Engine, name: str) -> JSON:
 
 
 def _coverage(call: Call) -> Coverage:
-    return Coverage(call.engine.store.catalog)
+    return call.engine.coverage()
 
 
 def find_snapshot(engine: Engine, text: str) -> tuple[str, SnapshotRow]:

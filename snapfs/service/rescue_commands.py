@@ -21,10 +21,8 @@ async def scrub_run(call: Call, part: int = 1, parts: int = 1, rate: int = 0, ag
 @command('scrub.status')
 async def scrub_status(call: Call) -> JSON:
     """Say how much of the store was verified, since when, and what is known to be lost."""
-    from snapfs.rescue.verified import Coverage
-
     catalog = call.engine.store.catalog
-    verified = Coverage(catalog).of(0)
+    verified = call.engine.coverage().of(0)
     return {
         'verified_percent': verified.percent,
         'verified_ns': verified.since_ns,

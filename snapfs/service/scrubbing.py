@@ -157,4 +157,4 @@ class Scrubbing:
             view = head.number
         elif kind != 'snapshot':
             return
-        self._engine.store.registry.mark_damaged(view, self._world.time_ns())
+        self._engine.core.report_damage(f'a scrub found damaged chunks that view {view} needs', view)

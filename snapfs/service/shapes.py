@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snapfs.rescue.verified import Coverage
 from snapfs.store.rows import HoldRow, IncidentRow, RequestRow, SnapshotRow, VolumeRow
+from snapfs.store.verified import Coverage
 
 if TYPE_CHECKING:
     from snapfs.collect.overview import Resting

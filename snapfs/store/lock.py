@@ -13,11 +13,13 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.errors import Refused, Unavailable
+from snapfs.errors import Held, Refused, Unavailable
 from snapfs.store.durable import Disk
 from snapfs.world import World
 
@@ -120,3 +122,19 @@ class StoreLock:
             return Holder(int(pid), str(host), int(since_ns), str(mountpoint))
         except (ValueError, TypeError):
             return None
+
+
+@contextmanager
+def without_verifiers(disk: Disk, store: Path) -> Iterator[None]:
+    """While inside, nobody looks through the whole store: whoever does (fsck) has a shared lock on its
+    superblock, and waits for us now. Held when somebody does already: packs must not go under his eyes
+    (L18)."""
+    fd = disk.open_read(store / 'superblock')
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Held('the store is being checked, and nothing is freed meanwhile') from None
+        yield
+    finally:
+        disk.close(fd)

@@ -12,6 +12,7 @@ import errno
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -62,6 +63,16 @@ class Administration:
         for row in registry.snapshots():
             self._snapshots.setdefault(row.volume, {})[row.name] = row
         self._requests = {row.number: row for row in registry.kept_requests()}
+
+    def note_damage(self, view: int, since_ns: int | None) -> None:
+        """The catalog's mark of a volume or snapshot has changed: show it. None: it is whole again."""
+        for head in self._heads.values():
+            if head.row.number == view:
+                head.row = replace(head.row, damaged_ns=since_ns)
+        for rows in self._snapshots.values():
+            for name, row in rows.items():
+                if row.number == view:
+                    rows[name] = replace(row, damaged_ns=since_ns)
 
     def heads(self) -> dict[str, Head]:
         """Return the volumes by name. The caller does not change the dictionary."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -126,6 +126,7 @@ class Core:
         self.world = world
         self.nodes = NodeCache(store.chunks, world)
         self.budget = Budget(store)
+        self.on_damaged: Callable[[int, int | None], None] = lambda view, since_ns: None  # a mark changed
         self.damaged: dict[str, int] = {}  # what was found broken since the start; the view, 0 = not known
         self.nodes.on_damage = lambda id, error: self.report_damage(f'node {id.hex()}: {error}', 0)
         self.flush_lock = (
@@ -218,9 +219,11 @@ class Core:
         known = view in self.damaged.values()
         self.damaged[what] = view
         if view and not known and self.budget.stopped is None:
+            now = self.world.time_ns()
             try:
-                self.store.registry.mark_damaged(view, self.world.time_ns())
+                self.store.registry.mark_damaged(view, now)
                 self.store.record_damage()
+                self.on_damaged(view, now)
             except Refused as error:  # a full disk: neither the reader nor the flush that found it may fail
                 log.warning('not recorded in the catalog: %s', error)
 

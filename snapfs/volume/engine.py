@@ -16,6 +16,7 @@ from snapfs.format.journal import VolumeDelta
 from snapfs.store.durable import Disk
 from snapfs.store.horizon import PutRecord
 from snapfs.store.store import Store
+from snapfs.store.verified import Coverage
 from snapfs.volume.administration import Administration
 from snapfs.volume.buffer import Buffer
 from snapfs.volume.commit import Committer
@@ -37,6 +38,7 @@ class Engine(Administration):
         self.store = store
         self.world = world
         self.core = Core(store, world)
+        self.core.on_damaged = self.note_damage
         self.committer = Committer(self.core, self._head_by_number.values)
         # Says why nothing is deleted any more, or returns None; the collector's.
         self.standstill: Callable[[], str | None] | None = None
@@ -271,6 +273,10 @@ class Engine(Administration):
             'replayed_records': self.replayed_records,
             'counters': {**self.committer.counts, **store.counters(), 'node_loads': core.nodes.loads},
         }
+
+    def coverage(self) -> Coverage:
+        """Return which part of the store was verified when."""
+        return Coverage(self.store.catalog)
 
     def health(self) -> str:
         """Return `ok`, or in one line what is wrong."""

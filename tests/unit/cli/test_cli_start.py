@@ -51,6 +51,9 @@ NAMES = {
     'audit': '',
     'why': '',
     'drill': '',
+    'fsck': '',
+    'scrub': '',
+    'damage': '',
 }
 
 

@@ -77,7 +77,7 @@ async def test_the_root_belongs_to_the_stores_owner_and_holds_nothing_else(kit: 
 
 async def test_control_is_read_and_never_listed(kit: Kit) -> None:
     assert await kit.list('') == [b'home']
-    names = [b'health', b'trash', b'pending', b'incidents', b'quarantine']
+    names = [b'health', b'trash', b'pending', b'incidents', b'quarantine', b'verified']
     assert await kit.list('.snapfs', room=1) == names
     text = await kit.read('.snapfs/health')
     assert text.startswith(b'ok\n')

@@ -21,6 +21,7 @@ import trio.testing
 
 from snapfs.errors import Held, Invalid, Refused, Unavailable
 from snapfs.store.rows import HoldRow, RequestRow, SnapshotRow, VolumeRow
+from snapfs.store.verified import Verified
 
 
 class FakeEngine:
@@ -42,6 +43,9 @@ class FakeEngine:
             self.snapshots = [SnapshotRow(**row) for row in state['snapshots']]
             self.holds = [HoldRow(**row) for row in state['holds']]
             self.requests = [RequestRow(**row) for row in state['requests']]
+
+    def coverage(self) -> SimpleNamespace:
+        return SimpleNamespace(of=lambda epoch: Verified(0, None))
 
     @classmethod
     async def open(cls, store: Path, wait_seconds: float) -> 'FakeEngine':

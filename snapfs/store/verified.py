@@ -1,4 +1,4 @@
-"""L4 verified: what the table `scrubbed` says of snapshots. Any thread.
+"""L2 verified: what the table `scrubbed` says of snapshots. Any thread.
 
 A snapshot never changes, and its chunks lie in all slots alike. So the share of slots that were verified at
 its epoch or later is the share of its chunks, and once that is all of them every byte of it has been read
