@@ -192,6 +192,8 @@ SCRUB_BYTES_PASS = (
 SCRUB_READ_BYTES = 4 * MIB  # neighbouring records are joined into one read up to here
 SCRUB_BAD_MAX = 10_000  # chunks that one pass tells of
 SCRUB_TICK_SECONDS = 600  # between two steps of the scheduled scrub
+RECOVER_LOST_MAX = 200_000  # lost chunks of one snapshot that a survey tells of
+RECOVER_SLICE = 256  # lost chunks brought back by one transaction
 SCRUB_FRESH_NS = (
     12 * 3600 * 10**9
 )  # what was verified within this time is not read again by a scrub that goes on

@@ -34,6 +34,7 @@ NOUNS = {
     'fsck': ('fsck', 'Check a store, without changing it.'),
     'scrub': ('scrub', 'Read and verify every stored byte, part by part.'),
     'damage': ('damage', 'Say which files have lost which bytes.'),
+    'recover': ('recover', 'Bring back what a damaged snapshot has lost.'),
     'drill': ('drill', 'Replay accidents on a scratch store, and say what stops them.'),
 }
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_SYSTEM, EXIT_PIPE = 2, 130, 1, 141

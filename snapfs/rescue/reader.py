@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,30 @@ class Reader:
             if found:
                 return list(map(Place._make, found))
         return []
+
+    def places_of_many(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
+        """Return where each of these chunks is that the index has. Those that only quarantine has are not
+        in it: whoever needs one must not take it for granted."""
+        found: dict[bytes, Place] = {}
+        wanted = list(ids)
+        for start in range(0, len(wanted), limits.LOCATE_IDS_MAX):
+            part = wanted[start : start + limits.LOCATE_IDS_MAX]
+            marks = ','.join('?' * len(part))
+            text = f'SELECT pack, offset, stored, plain, kind, id FROM chunk WHERE id IN ({marks})'
+            found.update((row[5], Place(*row)) for row in self.query(text, part))
+        return found
+
+    def pack_ends(self) -> dict[int, int]:
+        """Return, by number, how many bytes each pack has on the disk that the catalog counts: 0 for one
+        that is not there."""
+        ends = {}
+        for number, kind, name in self.query('SELECT pack, kind, name FROM pack'):
+            try:
+                status = pack_path(self.store / 'packs', RecordKind(kind), name).lstat()
+                ends[number] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            except OSError:
+                ends[number] = 0
+        return ends
 
     # --- packs -------------------------------------------------------------------------------------------
     def name_of(self, pack: int) -> str:

@@ -3,8 +3,10 @@ this is imported. Async functions, one event loop; what reads much runs in a wor
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from snapfs.errors import Invalid
-from snapfs.service.commands import JSON, Call, command
+from snapfs.service.commands import JSON, Call, command, find_snapshot
 
 
 @command('scrub.run')
@@ -29,3 +31,19 @@ async def scrub_status(call: Call) -> JSON:
         'lost_chunks': catalog.query('SELECT count(*) FROM damage')[0][0],
         'stopped': call.collecting.collector.incidents.latched(),
     }
+
+
+@command('recover')
+async def recover(
+    call: Call, snapshot: str, donors: list[str], name: str | None = None,
+    verify: bool = False, dry_run: bool = False,
+) -> JSON:  # fmt: skip
+    """Bring back what a snapshot has lost, or make a sibling without it."""
+    from snapfs.service.recovering import Recovering, Wish
+
+    volume, row = find_snapshot(call.engine, snapshot)
+    paths = tuple(Path(text) for text in donors)
+    if not all(path.is_absolute() for path in paths):
+        raise Invalid('directories of donors are named with their whole path')
+    wish = Wish(volume, row.name, name, paths, verify, dry_run, call.peer.name)
+    return await Recovering(call.collecting).run(wish)

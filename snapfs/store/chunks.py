@@ -120,6 +120,18 @@ class ChunkStore:
             if chunks:
                 self._write(kind, chunks)
 
+    def put_anew(self, kind: RecordKind, chunks: dict[bytes, bytes]) -> None:
+        """Store chunks although they may be there already: what is there is lost. The caller points the
+        index to the new records once they are durable. Refused(ENOSPC) as `put_batch`."""
+        with self._putting[kind]:
+            for record in self._records:
+                record.add(kind, list(chunks))  # P3
+            with self._lock:
+                waiting = self._fresh.keys() | self._durable.keys()
+            missing: list[tuple[bytes, Buffer]] = [one for one in chunks.items() if one[0] not in waiting]
+            if missing:
+                self._write(kind, missing)
+
     def start_recording(self) -> PutRecord:
         """Note every put from now on in a new record, until `stop_recording`. For the horizon of a
         recount."""

@@ -30,7 +30,9 @@ class Coverage:
     """The table at one moment, for questions about many snapshots. About 100 KiB."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._rows: Sequence[tuple[int, int]] = catalog.query('SELECT epoch, verified_ns FROM scrubbed')
+        self._rows: Sequence[tuple[int, int]] = catalog.query(
+            'SELECT epoch, verified_ns FROM scrubbed WHERE bad = 0'
+        )
 
     def of(self, epoch: int) -> Verified:
         """Return how much of a snapshot of this epoch was verified."""

@@ -64,6 +64,13 @@ class Administration:
             self._snapshots.setdefault(row.volume, {})[row.name] = row
         self._requests = {row.number: row for row in registry.kept_requests()}
 
+    async def registry_changed(self, volume: int, snapshot: str) -> None:
+        """A snapshot of a volume (stable number) was entered into the catalog: show it."""
+        async with self._alone():
+            self.load_registry()
+            row = self._snapshots[volume][snapshot]
+            self._tell('snapshot-added', volume, snapshot, row.number)
+
     def note_damage(self, view: int, since_ns: int | None) -> None:
         """The catalog's mark of a volume or snapshot has changed: show it. None: it is whole again."""
         for head in self._heads.values():

@@ -227,6 +227,10 @@ class Core:
             except Refused as error:  # a full disk: neither the reader nor the flush that found it may fail
                 log.warning('not recorded in the catalog: %s', error)
 
+    def forget_damage(self, view: int) -> None:
+        """A volume or snapshot has lost nothing any more; what is told of no view may be just that."""
+        self.damaged = {what: found for what, found in self.damaged.items() if found not in (view, 0)}
+
     @contextmanager
     def latching(self) -> Iterator[None]:
         """Around all that writes: when the disk below latches, writing stops, and that is recorded."""

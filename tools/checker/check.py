@@ -264,7 +264,7 @@ class _Check:
             for offset, code, what in one.bad:
                 where = f'{places[one.number]} at offset {offset}'
                 if (code, where) not in told and not self.options.names:
-                    self.report.add(code, where, f'{what}; nothing that stands needs it')
+                    self.report.add('record-waste', where, f'{code}: {what}; no row of the index names it')
             for code, place, what in one.findings:
                 if code in ('pack-missing', 'pack-short') and (code, place) not in told:
                     self.report.add(code, place, f'{what}; nothing that stands needs it')

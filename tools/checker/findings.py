@@ -51,6 +51,7 @@ CODES = {
     'pack-tail': Code(NOTE, 'a crash left bytes behind the last record; they only take room', _NOTHING),
     'record-header': Code(DAMAGE, 'the bytes of a chunk cannot be found or read', _RECOVER),
     'record-payload': Code(DAMAGE, 'the bytes of a chunk are wrong', _RECOVER),
+    'record-waste': Code(NOTE, 'bytes that nobody has needed for long are wrong', _NOTHING),
     'record-unindexed': Code(NOTE, 'a crash left a record that nobody knows; it only takes room', _COLLECT),
     'index-record': Code(DAMAGE, 'the index names a place where this chunk is not', _RECOVER),
     'index-double': Code(DAMAGE, 'two chunks claim the same place', _BUG),

@@ -54,6 +54,7 @@ NAMES = {
     'fsck': '',
     'scrub': '',
     'damage': '',
+    'recover': '',
 }
 
 

@@ -1,0 +1,174 @@
+"""L4 donors: who may still have the bytes of lost chunks. Blocking; in a process of its own.
+
+First records: those that quarantine and `freed` name, and any other copy in any pack, known to the catalog
+or not. Then files of the host: a whole small file, a piece where the store's cutter would cut (FastCDC with
+the parameters of the superblock), or just the bytes at the place where the lost chunk was. Symbolic links
+are not followed, only regular files are read, and none of another filesystem than their directory's. What
+is offered is verified again by whoever takes it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import pyfastcdc
+
+from snapfs import limits
+from snapfs.errors import Corrupt
+from snapfs.format.ids import data_id
+from snapfs.format.packs import TRAILER_BYTES, decode_footer, footer_offset
+from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
+from snapfs.format.superblock import SUPERBLOCK_BYTES, ChunkerParameters, decode_superblock
+from snapfs.rescue.reader import Reader
+from snapfs.rescue.recover_values import Donor, Lost
+from snapfs.store.durable import Disk
+from snapfs.store.packs import scan_records
+
+Progress = Callable[[int, int], None]
+Offers = dict[bytes, list[Donor]]
+OFFERS_MAX = 4  # of one chunk
+REGION_BYTES = 64 * limits.MIB  # of a file that is cut at once
+
+
+def search(
+    reader: Reader, wanted: Mapping[bytes, Lost], directories: Sequence[Path], progress: Progress
+) -> Offers:
+    """Return offers for lost chunks, the best first. What cannot be read offers nothing."""
+    offers: Offers = {}
+    for folder in ('data', 'meta'):
+        for path in sorted((reader.store / 'packs' / folder).glob('??/' + '?' * 32)):
+            for id, offset, stored in _records(path):
+                if id in wanted and _whole(path, offset, HEADER_BYTES + stored, id):
+                    _offer(offers, id, Donor(path, offset, HEADER_BYTES + stored, True))
+    data = {id: one for id, one in wanted.items() if one.kind == 1}
+    if data and directories:
+        block = decode_superblock((reader.store / 'superblock').read_bytes()[:SUPERBLOCK_BYTES])
+        files = _Files(data, block.chunker, offers)
+        for directory in directories:
+            for count, path in enumerate(_regular(directory)):
+                files.look(path)
+                if count % 64 == 0:
+                    progress(count, 0)
+    return offers
+
+
+def _offer(offers: Offers, id: bytes, donor: Donor) -> None:
+    found = offers.setdefault(id, [])
+    if len(found) < OFFERS_MAX:
+        found.append(donor)
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (id, offset, stored length) of a pack's records, by its footer, or by their headers."""
+    disk = Disk()
+    try:
+        fd = disk.open_read(path)
+    except (OSError, Corrupt):
+        return
+    try:
+        size = disk.size(fd)
+        try:
+            start = footer_offset(disk.pread(fd, TRAILER_BYTES, max(0, size - TRAILER_BYTES)), size)
+            entries = decode_footer(
+                bytes(disk.pread(fd, size - start, start)), size, bytes.fromhex(path.name)
+            )
+            yield from ((one.id, one.offset, one.stored_length) for one in entries)
+        except (Corrupt, ValueError):
+            yield from (
+                (head.id, offset, head.stored_length) for offset, head in scan_records(disk, fd, size)
+            )
+    except (Corrupt, OSError):
+        return
+    finally:
+        disk.close(fd)
+
+
+def _whole(path: Path, offset: int, length: int, id: bytes) -> bool:
+    """Return whether a record is what it says: the lost one itself lies there, too."""
+    try:
+        with path.open('rb') as file:
+            file.seek(offset)
+            data = file.read(length)
+        header = decode_header(data)
+        decode_payload(header, data[HEADER_BYTES:])
+        return header.id == id
+    except (OSError, Corrupt):
+        return False
+
+
+def _regular(directory: Path) -> Iterator[Path]:
+    """Yield the regular files below a directory, of its own filesystem."""
+    try:
+        device = directory.lstat().st_dev
+    except OSError:
+        return
+    for folder, folders, names in os.walk(directory, followlinks=False):
+        folders[:] = [name for name in folders if _device(os.path.join(folder, name)) == device]
+        for name in names:
+            path = Path(folder, name)
+            try:
+                status = path.lstat()
+            except OSError:
+                continue
+            if stat.S_ISREG(status.st_mode) and status.st_dev == device and status.st_size:
+                yield path
+
+
+def _device(path: str) -> int:
+    try:
+        return os.lstat(path).st_dev
+    except OSError:
+        return -1
+
+
+class _Files:
+    """Looks into files for lost chunks."""
+
+    def __init__(self, wanted: Mapping[bytes, Lost], chunker: ChunkerParameters, offers: Offers) -> None:
+        self._wanted = wanted
+        self._whole = chunker.whole_file_max
+        self._cdc = pyfastcdc.FastCDC(
+            chunker.average - chunker.minimum,
+            min_size=chunker.minimum,
+            max_size=chunker.maximum,
+            normalized_chunking=cast(Literal[0, 1, 2, 3], chunker.normalization),
+        )
+        self._offers = offers
+        self._places: dict[str, set[tuple[int, int]]] = {}  # by file name: (first byte, byte behind the last)
+        for one in wanted.values():
+            for use in one.uses:
+                if use.end:
+                    self._places.setdefault(os.path.basename(use.path), set()).add((use.start, use.end))
+
+    def look(self, path: Path) -> None:
+        """Look into one file."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            size = os.fstat(fd).st_size
+            for start, end in self._places.get(path.name, ()):
+                if end <= size:
+                    self._try(path, start, os.pread(fd, end - start, start))
+            for start in range(0, size, REGION_BYTES):
+                region = os.pread(fd, min(REGION_BYTES, size - start), start)
+                if len(region) <= self._whole:
+                    self._try(path, start, region)
+                    continue
+                at = start
+                for chunk in self._cdc.cut_buf(memoryview(region)):
+                    self._try(path, at, chunk.data)
+                    at += len(chunk.data)
+        except OSError:
+            return
+        finally:
+            os.close(fd)
+
+    def _try(self, path: Path, offset: int, data: bytes | memoryview) -> None:
+        id = data_id(data)
+        if id in self._wanted:
+            _offer(self._offers, id, Donor(path, offset, len(data), False))

@@ -1,0 +1,81 @@
+"""L4 recover values: what a survey is asked, and what it answers. Pure; any thread. Apart from what looks,
+so that the daemon, which only asks, need not load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class SurveySpec:
+    """Which tree to look through. `root`: its top, None for an empty tree. `verify`: read all its chunks,
+    too; else lost is what is known or seen to be. `donors`: directories with files that may have the same
+    bytes."""
+
+    store: Path
+    uuid: bytes
+    root: bytes | None
+    verify: bool
+    donors: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Where a file uses a lost chunk. `end` 0: it is the value of the attribute `name`, in hexadecimal."""
+
+    ino: int
+    path: str
+    start: int
+    end: int
+    name: str = ''
+
+
+@dataclass(frozen=True, slots=True)
+class Donor:
+    """Bytes that a lost chunk may have: `length` of them at `offset` of a file; `record`: of a record in a
+    pack, payload and all. Whoever takes them verifies them."""
+
+    path: Path
+    offset: int
+    length: int
+    record: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A lost chunk (kind 1 data, 2 node), why, who uses it in this tree, and who may have its bytes."""
+
+    id: bytes
+    kind: int
+    why: str
+    uses: tuple[Use, ...]
+    donors: tuple[Donor, ...]
+    low: bytes = b''  # of a node: the keys that it had lie from here
+    high: bytes = b''  # up to here, this one excluded
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """What has to change so that a tree with parts cut out is one that a filesystem can have. `gone`:
+    inodes whose items all go; `entries`: (directory, name in hexadecimal) that lead nowhere; `links`,
+    `sizes`: (inode, names) and (directory, entries) as they are then; `found`: (inode, type) that no name
+    leads to any more."""
+
+    gone: tuple[int, ...] = ()
+    entries: tuple[tuple[int, str], ...] = ()
+    links: tuple[tuple[int, int], ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    found: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The result: what is lost, and the mend for a tree without its lost nodes. Counts of what was looked at:
+    `nodes` that were read, `references` that were looked up, `bytes` of data that were read."""
+
+    lost: tuple[Lost, ...]
+    mend: Mend
+    nodes: int
+    references: int
+    bytes: int

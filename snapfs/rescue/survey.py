@@ -1,0 +1,252 @@
+"""L4 survey: what a snapshot has lost, and who may have it. Blocking; in a process of its own
+(collect/worker.py).
+
+The tree is walked level by level. A lost node is noted with the keys that it had, and the walk goes on
+beside it. Of data, only whether it is there is asked: in the index, in a pack that is long enough, not
+known to be lost; with
+`verify` it is read as well. So a survey costs what the metadata costs, and memory follows what is lost, but
+for a tree that has lost nodes: then the links of the whole tree are held, about 200 bytes for each file."""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from snapfs import limits
+from snapfs.errors import Corrupt, Unavailable
+from snapfs.format.items import INODE_MODE, INODE_NLINK, INODE_PARENT, INODE_SIZE
+from snapfs.format.keys import DIRENT, EXTENT, INODE, ORPHAN, XATTR, decode_key, ino_range, suffix_number
+from snapfs.format.nodes import Branch, Leaf, decode_node
+from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
+from snapfs.rescue import donors
+from snapfs.rescue.reader import Place, Reader
+from snapfs.rescue.recover_values import Lost, Mend, Survey, SurveySpec, Use
+
+Progress = Callable[[int, int], None]
+DIRECTORY = stat.S_IFDIR >> 12
+KEY_END = ino_range(limits.INO_MAX)[1]
+
+
+@dataclass(slots=True)
+class _Links:
+    """The links of a whole tree, for one that has lost nodes."""
+
+    inodes: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)  # type, nlink, size, parent
+    entries: list[tuple[int, int, bytes, int]] = field(default_factory=list)  # directory, child, name, type
+    items_of: set[int] = field(default_factory=set)
+    orphans: set[int] = field(default_factory=set)
+
+
+def survey(spec: SurveySpec, progress: Progress = lambda done, known: None) -> Survey:
+    """Look through a tree. Corrupt when the catalog cannot be read; Unavailable when too much is lost."""
+    reader = Reader(spec.store, spec.uuid)
+    try:
+        found = _Survey(reader, spec, progress).run()
+        wanted = {one.id: one for one in found.lost}
+        offers = donors.search(reader, wanted, spec.donors, progress) if wanted else {}
+        lost = [replace(one, donors=tuple(offers.get(one.id, ()))) for one in found.lost]
+        return replace(found, lost=tuple(lost))
+    finally:
+        reader.close()
+
+
+class _Survey:
+    def __init__(self, reader: Reader, spec: SurveySpec, progress: Progress) -> None:
+        self._reader = reader
+        self._spec = spec
+        self._progress = progress
+        self._lost: dict[bytes, Lost] = {}
+        self._uses: dict[bytes, list[Use]] = {}
+        self._known = {id for (id,) in reader.query('SELECT id FROM damage')}
+        self._ends = reader.pack_ends()
+        self._nodes = self._references = self._bytes = 0
+
+    def run(self) -> Survey:
+        for _ in self._leaves(self._on_leaf):
+            pass
+        broken = [one for one in self._lost.values() if one.kind == 2]
+        mend = self._mend() if broken else Mend()
+        paths = self._paths({use.ino for uses in self._uses.values() for use in uses})
+        lost = []
+        for id, one in self._lost.items():
+            uses = [replace(use, path=paths[use.ino]) for use in self._uses.get(id, ())]
+            lost.append(replace(one, uses=tuple(uses)))
+        return Survey(tuple(lost), mend, self._nodes, self._references, self._bytes)
+
+    # --- walking -----------------------------------------------------------------------------------------
+    def _leaves(self, see: Callable[[Leaf], None]) -> Iterator[None]:
+        level: list[tuple[bytes, bytes, bytes]] = []  # id, the keys that it may have
+        if self._spec.root is not None:
+            level = [(self._spec.root, b'\0' * 8 + b'\x01', KEY_END)]
+        while level:
+            below: list[tuple[bytes, bytes, bytes]] = []
+            for start in range(0, len(level), limits.LOCATE_IDS_MAX):
+                part = level[start : start + limits.LOCATE_IDS_MAX]
+                places = self._reader.places_of_many([id for id, _, _ in part])
+                for id, low, high in part:
+                    node = self._node(id, places.get(id), low, high)
+                    if isinstance(node, Branch):
+                        keys = [low, *node.keys[1:], high]
+                        below += zip(node.children, keys[:-1], keys[1:], strict=True)
+                    elif node is not None:
+                        see(node)
+                        yield
+                self._progress(self._nodes, 0)
+            level = below
+
+    def _node(self, id: bytes, place: Place | None, low: bytes, high: bytes) -> Leaf | Branch | None:
+        self._nodes += 1
+        try:
+            return decode_node(self._plain(id, place))
+        except (Corrupt, OSError) as error:
+            if id not in self._lost:
+                self._lose(Lost(id, 2, _text(error), (), (), low, high))
+            return None
+
+    def _plain(self, id: bytes, place: Place | None) -> bytes:
+        if place is None:
+            raise Corrupt('it is not in the index')
+        data = memoryview(self._reader.read(place.pack, HEADER_BYTES + place.stored, place.offset))
+        header = decode_header(data)
+        if header.id != id:
+            raise Corrupt(f'another record stands there: {header.id.hex()}')
+        return decode_payload(header, data[HEADER_BYTES : HEADER_BYTES + header.stored_length])
+
+    def _lose(self, lost: Lost) -> None:
+        if len(self._lost) >= limits.RECOVER_LOST_MAX:
+            raise Unavailable(f'more than {limits.RECOVER_LOST_MAX} chunks are lost; bring packs back first')
+        self._lost.setdefault(lost.id, lost)
+
+    # --- data --------------------------------------------------------------------------------------------
+    def _on_leaf(self, leaf: Leaf) -> None:
+        ids = leaf.ref_ids()
+        self._references += len(ids)
+        places = self._reader.places_of_many(ids)
+        bad: dict[bytes, str] = {}
+        for id in ids:
+            why = self._why(id, places.get(id))
+            if why:
+                bad[id] = why
+        if not bad:
+            return
+        for index, key in enumerate(leaf.keys):
+            if key[8] not in (EXTENT, XATTR):
+                continue
+            value = leaf.value(index)
+            id = value[-1]
+            if id not in bad:
+                continue
+            ino, _, suffix = decode_key(key)
+            self._lose(Lost(id, 1, bad[id], (), ()))
+            start = suffix_number(key) if key[8] == EXTENT else 0
+            end, name = (start + value[0], '') if key[8] == EXTENT else (0, suffix.hex())
+            self._uses.setdefault(id, []).append(Use(ino, '', start, end, name))
+
+    def _why(self, id: bytes, place: Place | None) -> str:
+        if place is None:
+            return 'it is not in the index'
+        if id in self._known and not self._readable(id, place):
+            return 'it was found missing or wrong'
+        if place.offset + HEADER_BYTES + place.stored > self._ends.get(place.pack, 0):
+            return f'{self._reader.name_of(place.pack)} is missing or too short'
+        if self._spec.verify and not self._readable(id, place):
+            return 'its bytes are wrong'
+        return ''
+
+    def _readable(self, id: bytes, place: Place) -> bool:
+        try:
+            self._bytes += len(self._plain(id, place))
+            return True
+        except (Corrupt, OSError):
+            return False
+
+    # --- names and links ---------------------------------------------------------------------------------
+    def _paths(self, inos: set[int]) -> dict[int, str]:
+        """Return a path of each inode, as far as one leads there."""
+        if not inos:
+            return {}
+        above: dict[int, tuple[int, bytes]] = {}
+
+        def see(leaf: Leaf) -> None:
+            for key, value in zip(leaf.keys, leaf.values, strict=True):
+                if key[8] == DIRENT:
+                    for name, child, child_type in value:
+                        if child_type == DIRECTORY or child in inos:
+                            above.setdefault(child, (int.from_bytes(key[:8], 'big'), name))
+
+        for _ in self._leaves(see):
+            pass
+        return {ino: _path(ino, above) for ino in inos}
+
+    def _mend(self) -> Mend:
+        links = _Links()
+
+        def see(leaf: Leaf) -> None:
+            for key, value in zip(leaf.keys, leaf.values, strict=True):
+                ino = int.from_bytes(key[:8], 'big')
+                if key[8] == INODE:
+                    links.inodes[ino] = (
+                        value[INODE_MODE] >> 12, value[INODE_NLINK], value[INODE_SIZE], value[INODE_PARENT],
+                    )  # fmt: skip
+                elif key[8] == DIRENT:
+                    links.entries += [(ino, child, name, child_type) for name, child, child_type in value]
+                    links.items_of.add(ino)
+                elif key[8] == ORPHAN:
+                    links.orphans.add(suffix_number(key))
+                else:
+                    links.items_of.add(ino)
+
+        for _ in self._leaves(see):
+            pass
+        return _mended(links)
+
+
+def _path(ino: int, above: dict[int, tuple[int, bytes]]) -> str:
+    parts: list[str] = []
+    seen: set[int] = set()
+    while ino != limits.INO_ROOT:
+        found = above.get(ino)
+        if found is None or ino in seen:
+            parts.append(f'(inode {ino})')
+            break
+        seen.add(ino)
+        ino = found[0]
+        parts.append(found[1].decode('utf-8', 'surrogateescape'))
+    return '/' + '/'.join(reversed(parts))
+
+
+def _mended(links: _Links) -> Mend:
+    """Decide what becomes of what the lost nodes have left behind. Whatever has an inode is kept: under its
+    name, or, when that is lost, as found."""
+    inodes = links.inodes
+    gone = sorted({ino for ino in links.items_of if ino not in inodes and ino != limits.INO_ORPHANS})
+    dead = set(gone)
+    entries = [one for one in links.entries if one[1] not in inodes or one[0] not in inodes]
+    kept = [one for one in links.entries if one[1] in inodes and one[0] in inodes and one[0] not in dead]
+    names: Counter[int] = Counter(child for _, child, _, _ in kept)
+    found = [ino for ino in inodes if ino != limits.INO_ROOT and not names[ino] and ino not in links.orphans]
+    size: Counter[int] = Counter(at for at, _, _, _ in kept)
+    below: Counter[int] = Counter(at for at, _, _, kind in kept if kind == DIRECTORY)
+    link_counts, sizes = [], []
+    for ino, (kind, nlink, old_size, _) in inodes.items():
+        if ino in links.orphans:
+            continue
+        # What no name leads to gets one below lost+found.
+        right = 2 + below[ino] if kind == DIRECTORY else max(1, names[ino])
+        if nlink != right:
+            link_counts.append((ino, right))
+        if kind == DIRECTORY and old_size != size[ino]:
+            sizes.append((ino, size[ino]))
+    return Mend(
+        tuple(gone),
+        tuple((at, name.hex()) for at, _, name, _ in entries if at in inodes),
+        tuple(link_counts),
+        tuple(sizes),
+        tuple((ino, inodes[ino][0]) for ino in sorted(found)),
+    )
+
+
+def _text(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,185 @@
+"""L6 recovering: a damaged snapshot becomes whole again, or gets a sibling that is. Event loop only.
+
+Survey, plan, execution. The survey runs in a process of its own, while the collector stands still; what it
+found is the plan, and the execution decides nothing. Donors first: what they have goes back to everybody
+who shares it. A lost node hides what is below, so a survey follows each healing until nothing more comes
+back. Only then are parts given up, in a sibling; the original is held, and stays as it is."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from snapfs import limits
+from snapfs.errors import Latched, Refused, Unavailable
+from snapfs.rescue import sibling
+from snapfs.rescue.recover_values import Donor, Lost, Survey, SurveySpec, Use
+from snapfs.service.collecting import Collecting
+from snapfs.store.catalog import take_number
+from snapfs.store.rows import SnapshotRow
+from snapfs.tree import Root
+
+log = logging.getLogger('snapfs.rescue')
+
+Object = dict[str, Any]
+HOLD = 'recovery'
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody wants recovered: `name` of the sibling (None: NAME-recovered), directories with donors,
+    whether to read all data first, and whether only to say what would be done."""
+
+    volume: str
+    snapshot: str
+    name: str | None
+    donors: tuple[Path, ...]
+    verify: bool
+    dry_run: bool
+    who: str
+
+
+class Recovering:
+    """Recovers snapshots of one store."""
+
+    def __init__(self, collecting: Collecting) -> None:
+        self._collecting = collecting
+        self._engine = collecting.engine
+        self._world = collecting.world
+
+    async def run(self, wish: Wish) -> Object:
+        """Recover one snapshot; return what was found, brought back and given up. Latched, Refused: nothing
+        was changed but what donors gave back."""
+        engine = self._engine
+        row = engine.snapshot_find(wish.volume, wish.snapshot)
+        self._refuse(wish)
+        title = f'{wish.volume}@{wish.snapshot}'
+        found = await self._survey(row, wish)
+        if wish.dry_run:
+            return {**_told(title, found, {}), 'sibling': None, 'dry_run': True}
+        first, healed = found, {}
+        while True:
+            more = await self._world.run_in_thread(sibling.heal, engine.store, found.lost)
+            healed.update(more)
+            if not more:
+                break
+            engine.core.nodes.forget()
+            if not any(one.kind == 2 and one.id in more for one in found.lost):
+                break  # no node came back: nothing that was hidden can be seen now
+            found = await self._survey(row, wish)
+            new = [one for one in found.lost if one.id not in {other.id for other in first.lost}]
+            first = replace(first, lost=(*first.lost, *new))
+        rest = replace(found, lost=tuple(one for one in found.lost if one.id not in healed))
+        told = _told(title, first, healed)
+        if not rest.lost:
+            await self._whole_again(row)
+            return {**told, 'sibling': None, 'dry_run': False}
+        name = wish.name or self._free_name(row, wish.snapshot)
+        await self._make(row, name, rest, told, wish)
+        return {**told, 'sibling': f'{wish.volume}@{name}', 'dry_run': False}
+
+    def _refuse(self, wish: Wish) -> None:
+        """Refuse where a recovery could make things worse."""
+        store = self._engine.store
+        if store.latched is not None and not wish.dry_run:
+            raise Latched(
+                f'the store is read-only, and a recovery writes: {store.latched}',
+                advice='Copy the store to a disk that works, and recover there.',
+            )
+        if not wish.dry_run and store.free_bytes() < limits.FREE_BYTES_MIN:
+            raise Refused(28, f'a recovery needs {limits.FREE_BYTES_MIN // limits.MIB} MiB of free space')
+        for path in wish.donors:
+            if not path.is_dir():
+                raise Refused(2, f'{path} is not a directory')
+        if wish.name is not None and wish.name in self._engine.snapshots_of(self._volume(wish)):
+            raise Refused(17, f'there is a snapshot {wish.volume}@{wish.name} already')
+
+    def _volume(self, wish: Wish) -> int:
+        head = self._engine.head(wish.volume)
+        assert head is not None
+        return head.row.volume
+
+    async def _survey(self, row: SnapshotRow, wish: Wish) -> Survey:
+        store = self._engine.store
+        spec = SurveySpec(store.path, store.superblock.uuid, row.root, wish.verify, wish.donors)
+        found: Survey = await self._collecting.look('survey', lambda: spec)
+        return found
+
+    def _free_name(self, row: SnapshotRow, snapshot: str) -> str:
+        wanted, count = f'{snapshot}-recovered', 1
+        while wanted in self._engine.snapshots_of(row.volume):
+            count += 1
+            wanted = f'{snapshot}-recovered-{count}'
+        return wanted
+
+    async def _whole_again(self, row: SnapshotRow) -> None:
+        """The snapshot has lost nothing any more. Others that shared what came back may say so when they are
+        recovered or scrubbed."""
+        with self._engine.store.catalog.transaction() as db:
+            db.execute('UPDATE snapshot SET damaged_ns = NULL WHERE number = ?', (row.number,))
+        self._engine.note_damage(row.number, None)
+        self._engine.core.forget_damage(row.number)
+
+    async def _make(self, row: SnapshotRow, name: str, rest: Survey, told: Object, wish: Wish) -> None:
+        engine, store = self._engine, self._engine.store
+        if not any(one.name == HOLD for one in engine.hold_list(wish.volume, wish.snapshot)):
+            await engine.hold_add(wish.volume, wish.snapshot, HOLD, wish.who, f'recovered as {name}')
+        root = Root(row.root, row.root_items, row.root_refs)
+        maker = sibling.Sibling(store, root, row.next_ino, rest, self._world.time_ns())
+        made: Root = await self._world.run_in_thread(maker.make, told)
+        await engine.commit(always=True)  # the nodes are durable, and in the index, before a row names them
+        await self._world.run_in_thread(self._enter, row, name, made, maker.next_ino, wish.who)
+        await engine.registry_changed(row.volume, name)
+        log.warning('%s was recovered as %s', told['snapshot'], name)
+
+    def _enter(self, row: SnapshotRow, name: str, root: Root, next_ino: int, who: str) -> None:
+        store = self._engine.store
+        with store.catalog.transaction() as db:
+            found = db.execute('SELECT 1 FROM chunk WHERE id = ?', (root.id,)).fetchone()
+            assert found is not None, 'P1: the root of a recovered snapshot is not in the index'
+            number = take_number(db, 'next_view')
+            if number > limits.VIEW_MAX:
+                raise Unavailable('the store has used up its view numbers')
+            db.execute(
+                'INSERT INTO snapshot VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)',
+                (number, row.volume, name.encode('utf-8', 'surrogateescape'), root.id, root.items, root.refs,
+                 next_ino, store.catalog.epoch, self._world.time_ns(), who),
+            )  # fmt: skip
+
+
+def _told(title: str, survey: Survey, healed: dict[bytes, Donor]) -> Object:
+    """Say what a survey found, as DAMAGE.json has it."""
+    return {
+        'snapshot': title,
+        'lost': [_told_one(one, healed) for one in survey.lost],
+        'nodes_read': survey.nodes,
+        'references': survey.references,
+    }
+
+
+def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:
+    donor, unknown = healed.get(one.id), None
+    source = 'zeros' if one.kind == 1 else None
+    if one.kind == 2:
+        unknown = f'names and files of inodes {_ino(one.low)} to {_ino(one.high)}'
+    return {
+        'chunk': one.id.hex(),
+        'kind': 'node' if one.kind == 2 else 'data',
+        'why': one.why,
+        'donor': source if donor is None else f'{donor.path} at {donor.offset}',
+        'offered': [f'{found.path} at {found.offset}' for found in one.donors],
+        'ranges': [_range(use) for use in one.uses],
+        'unknown': unknown,
+    }
+
+
+def _range(use: Use) -> Object:
+    name = bytes.fromhex(use.name).decode('utf-8', 'replace') if use.name else None
+    start, end = (use.start, use.end) if use.end else (None, None)
+    return {'path': use.path, 'start': start, 'end': end, 'attribute': name}
+
+
+def _ino(key: bytes) -> int:
+    return int.from_bytes(key[:8], 'big')
