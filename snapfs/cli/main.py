@@ -35,6 +35,7 @@ NOUNS = {
     'scrub': ('scrub', 'Read and verify every stored byte, part by part.'),
     'damage': ('damage', 'Say which files have lost which bytes.'),
     'recover': ('recover', 'Bring back what a damaged snapshot has lost.'),
+    'rebuild': ('rebuild', 'Make a new catalog for a store that has lost its own.'),
     'drill': ('drill', 'Replay accidents on a scratch store, and say what stops them.'),
 }
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_SYSTEM, EXIT_PIPE = 2, 130, 1, 141

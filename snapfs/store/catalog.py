@@ -254,6 +254,17 @@ class Catalog:
         finally:
             self._readers.append(connection)
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+        """Yield what answers SELECTs as of one moment. For a few rows: the log is not recycled meanwhile."""
+        connection = self._connect('ro')
+        try:
+            with self._errors():
+                connection.execute('BEGIN')
+                yield lambda text: connection.execute(text).fetchall()
+        finally:
+            connection.close()
+
     def setting(self, key: str) -> int:
         """Return a value of the settings table."""
         rows = self.query('SELECT value FROM settings WHERE key = ?', (key,))

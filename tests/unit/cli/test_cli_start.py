@@ -55,6 +55,7 @@ NAMES = {
     'scrub': '',
     'damage': '',
     'recover': '',
+    'rebuild': '',
 }
 
 
