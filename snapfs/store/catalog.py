@@ -184,6 +184,8 @@ class Catalog:
             yield
         except sqlite3.Error as error:
             raise sqlite_error(error, self._disk) from error
+        except UnicodeDecodeError as error:  # SQLite quotes damaged names, which need not be UTF-8
+            raise Corrupt(f'catalog: {error}') from error
 
     @contextmanager
     def transaction(self, even_latched: bool = False) -> Iterator[sqlite3.Connection]:

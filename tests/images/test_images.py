@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.images.flips import FOUND, MISSED, Flips
 from tests.images.image import make
 from tests.mutants.setting import small
 from tests.support.fsck import report_of
@@ -240,3 +241,14 @@ def test_breakit_wants_to_be_told_which_store_and_that_you_mean_it(whole, tmp_pa
     assert 'add --destroy' in capsys.readouterr().err
     assert main(['--list']) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(KINDS)
+
+
+@pytest.mark.parametrize('seed', range(2))
+def test_a_flipped_bit_is_found_or_means_nothing(tmp_path, seed):
+    make(tmp_path / 'store')
+    with small():
+        outcomes = list(Flips(tmp_path / 'store', seed).run(100))
+        assert not report_of(tmp_path / 'store').findings, 'each flip was turned back'
+    missed = [place for _, outcome, place in outcomes if outcome == MISSED]
+    assert not missed, f'seed {seed}'
+    assert sum(outcome == FOUND for _, outcome, _ in outcomes) > 40
