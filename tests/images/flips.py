@@ -7,9 +7,10 @@ What fsck does not find is one of these:
 
     harmless     every row of the catalog, and every record that the journal would replay, is as it was
     torn         the last record of the journal: a power cut that tore it before fsync returned looks the same
-    unprotected  a value of a row of the catalog that nothing else tells: a time, who, why. SQLite has no checksums
-    MISSED       anything else; there must be none. Packs, receipts, plans, certificates and the audit log have no
-                 byte without a meaning, and none that is not protected.
+    unprotected  a value in a row of the catalog that nothing else tells: a time, who, why. SQLite has no
+                 checksums
+    MISSED       anything else; there must be none: packs, receipts, plans, certificates and the audit log have
+                 no byte without a meaning
 """
 
 from __future__ import annotations
