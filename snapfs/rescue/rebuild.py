@@ -176,8 +176,7 @@ class Rebuild:
                     'INSERT INTO pack VALUES (?, ?, ?, ?, ?, ?)', (number, name, kind, state, end, count)
                 )
                 db.executemany('INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0)', rows)
-                text = 'pack = ?2, offset = ?3, stored = ?4, plain = ?5, codec = ?6 WHERE id = ?1'
-                db.executemany(f'UPDATE chunk SET {text}', better)
+                db.executemany('INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0)', better)
                 db.executemany('INSERT OR IGNORE INTO freed VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)', gone)
             self.result.packs += 1
             self.result.chunks += len(rows)
@@ -223,7 +222,7 @@ class Rebuild:
                 try:
                     data = memoryview(self._disk.pread(fd, HEADER_BYTES + row[3], row[2]))
                     decode_payload(decode_header(data), data[HEADER_BYTES:])
-                    found.append(row[:6])
+                    found.append(row[:7])
                 except (Corrupt, OSError):
                     pass
                 finally:
