@@ -44,7 +44,11 @@ from snapfs.store.recovery import packs_on_disk
 
 VOLUME = b'recovered'
 TRAILER = 48
-BATCH_ROWS = 2000
+# Of a catalog that nobody uses yet.
+_BETTER = (
+    'INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO UPDATE SET pack = excluded.pack, '
+    'offset = excluded.offset, stored = excluded.stored, codec = excluded.codec'
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -176,7 +180,7 @@ class Rebuild:
                     'INSERT INTO pack VALUES (?, ?, ?, ?, ?, ?)', (number, name, kind, state, end, count)
                 )
                 db.executemany('INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0)', rows)
-                db.executemany('INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0)', better)
+                db.executemany(_BETTER, better)
                 db.executemany('INSERT OR IGNORE INTO freed VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)', gone)
             self.result.packs += 1
             self.result.chunks += len(rows)
