@@ -1,9 +1,10 @@
 """Tool fsck, spill: rows about chunk ids in temporary files, parted by id, so that memory does not grow
 with the store. Each process writes files of its own; whoever reads a part reads those of all.
 
-An id is told by two numbers: its first 8 bytes, and a sum of the other 24. One of them changes whatever changes
-in an id: a flipped bit in its last byte makes another chunk of it, as it does for whoever looks it up. That two
-chunks of one store share both numbers, no accident and nobody with less than 2^64 tries will see."""
+An id is told by two numbers: its first 8 bytes, and a sum of the other 24. One of them changes whatever
+changes in an id: a flipped bit in its last byte makes another chunk of it, as it does for whoever looks it
+up. That two chunks of one store share both numbers, no accident and nobody with less than 2^64 tries will
+see."""
 
 from __future__ import annotations
 
