@@ -35,6 +35,8 @@ NOUNS = {
     'scrub': ('scrub', 'Read and verify every stored byte, part by part.'),
     'damage': ('damage', 'Say which files have lost which bytes.'),
     'recover': ('recover', 'Bring back what a damaged snapshot has lost.'),
+    'export': ('export', 'Write down what a snapshot holds, with one hash over it.'),
+    'verify': ('verify', 'Check a snapshot, or an export of one, against its hash.'),
     'drill': ('drill', 'Replay accidents on a scratch store, and say what stops them.'),
 }
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_SYSTEM, EXIT_PIPE = 2, 130, 1, 141

@@ -55,6 +55,8 @@ NAMES = {
     'scrub': '',
     'damage': '',
     'recover': '',
+    'export': '',
+    'verify': '',
 }
 
 
