@@ -198,6 +198,11 @@ EXPORT_NODES_CACHED = 256  # decoded, by one export
 RECHECK_WRONG_MAX = 10_000  # chunks that one recheck tells of
 RECOVER_LOST_MAX = 200_000  # lost chunks of one snapshot that a survey tells of
 RECOVER_SLICE = 256  # lost chunks brought back by one transaction
+BACKUP_SECONDS = 60  # between two looks whether the catalog needs a new backup
+BACKUP_BYTES_MAX = 1 * GIB  # of one file: some 5 million snapshots
+BACKUPS_RECENT = 8
+BACKUPS_DAYS = 14
+REBUILD_TREES_MAX = 1000  # trees that nothing names any more and a rebuild makes snapshots of
 SCRUB_FRESH_NS = (
     12 * 3600 * 10**9
 )  # what was verified within this time is not read again by a scrub that goes on

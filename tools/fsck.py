@@ -23,7 +23,7 @@ if __package__ in (None, ''):
 
 from snapfs.errors import SnapfsError
 from tools.checker.check import Options, check
-from tools.checker.findings import CODES, DAMAGE, NOTE, SHOWN_MAX, WARNING, Finding, Report
+from tools.checker.findings import CODES, DAMAGE, NOTE, WARNING, Finding, Report
 
 OK, DAMAGED, UNCHECKED, USAGE, CANCELLED = 0, 4, 8, 16, 32
 FILES_SHOWN = 10
@@ -122,9 +122,11 @@ def say(report: Report, seconds: float) -> None:
         for finding in report.findings:
             if finding.severity == severity:
                 _say_finding(finding)
-    for code, number in report.counts.items():
-        if number > SHOWN_MAX:
-            print(f'{code}: {number - SHOWN_MAX} more are not shown')
+    for code, number in report.left_out().items():
+        print(f'{code}: {number} more are not shown')
+    counts = report.facts.get('balance', {})
+    if counts.get('bad chunks not told'):
+        print(f'{counts["bad chunks not told"]} more bad chunks are not told one by one')
     for text in report.unchecked:
         print(f'NOT CHECKED {text}')
     counts = report.facts.get('balance', {})
@@ -170,6 +172,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'fsck.snapfs') -> int:
         value = {
             'store': str(options.store), 'quick': options.quick, 'partial': report.partial,
             'findings': [plain(one) for one in report.findings], 'counts': dict(report.counts),
+            'left_out': report.left_out(),
             'not_checked': report.unchecked, **report.facts,
         }  # fmt: skip
         print(json.dumps(value, indent=2))

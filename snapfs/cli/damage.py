@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from snapfs import limits
 from snapfs.cli import output
 from snapfs.errors import Invalid
 
@@ -39,12 +40,16 @@ def damage_command(store_path: str | None, chunks: tuple[str, ...]) -> int:
         raise Invalid('give the store once: as STORE or with --store')
     path = Path(store_path) if store_path is not None else _located(store)
     bar = Bar(sys.stderr)
-    report = Report(bar)
+    report = Report(bar, shown_max=limits.UNREADABLE_CHUNKS_MAX)
     ids = tuple(bytes.fromhex(text) for text in chunks)
     check(path, Options(full=False, jobs=os.cpu_count() or 1, names=True, chunks=ids), report)
     bar.end()
     found = [one for one in report.findings if one.severity == 'damage' or one.code == 'chunk-named']
-    value = {'damage': [plain(one) for one in found], 'not_checked': report.unchecked}
+    value = {
+        'damage': [plain(one) for one in found],
+        'left_out': report.left_out(),
+        'not_checked': report.unchecked,
+    }
     output.show(value, _render)
     lost = any(one.severity == 'damage' for one in found)
     return EXIT_DAMAGED if lost or report.unchecked else 0
@@ -69,5 +74,7 @@ def _render(value: Any) -> None:
         output.say('Get back what exists: snapfs recover VOLUME@SNAPSHOT')
     elif not value['damage']:
         output.say('Nothing is known to be lost.')
+    for code, number in value['left_out'].items():
+        output.say(f'{code}: {number} more are left out')
     for text in value['not_checked']:
         output.say(f'NOT CHECKED {text}')

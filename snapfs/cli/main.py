@@ -35,6 +35,7 @@ NOUNS = {
     'scrub': ('scrub', 'Read and verify every stored byte, part by part.'),
     'damage': ('damage', 'Say which files have lost which bytes.'),
     'recover': ('recover', 'Bring back what a damaged snapshot has lost.'),
+    'rebuild': ('rebuild', 'Make a new catalog for a store that has lost its own.'),
     'export': ('export', 'Write down what a snapshot holds, with one hash over it.'),
     'verify': ('verify', 'Check a snapshot, or an export of one, against its hash.'),
     'drill': ('drill', 'Replay accidents on a scratch store, and say what stops them.'),

@@ -51,7 +51,7 @@ def verify_command(what: str | None, root: str | None, script: bool) -> int:
 def _script() -> str:
     from importlib.resources import files
 
-    return files('tools').joinpath('recheck.py').read_text('utf-8')
+    return files('tools').joinpath('verify_export.py').read_text('utf-8')
 
 
 def _snapshot(title: str) -> dict[str, Any]:

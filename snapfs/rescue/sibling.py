@@ -22,7 +22,7 @@ from snapfs.errors import Corrupt
 from snapfs.format.ids import chunk_id, data_id
 from snapfs.format.items import INODE_ALLOCATED, INODE_MTIME, INODE_NLINK, INODE_PARENT, INODE_SIZE, Value
 from snapfs.format.keys import dirent_key, extent_key, ino_range, inode_key, name_hash, xattr_key
-from snapfs.format.nodes import decode_node
+from snapfs.format.nodes import Branch, decode_node
 from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
 from snapfs.rescue.recover_values import Donor, Lost, Survey
 from snapfs.store.catalog import write_packs
@@ -114,16 +114,34 @@ class Sibling:
 
     def make(self, report: dict[str, Any]) -> Root:
         """Build and store the tree with the report in it; return its root. Durable only after a commit."""
-        nodes = sorted((one.low, one.high) for one in self._survey.lost if one.kind == 2)
-        for ino in self._survey.mend.gone:
-            nodes.append(ino_range(ino))
-        self._ranges = _joined(nodes)
+        cut = [(one.low, one.high) for one in self._survey.lost if one.kind == 2]
+        self._ranges = _joined([*cut, *map(ino_range, self._survey.mend.gone)])
         self._without_lost_data()
         self._mend()
         self._report(report)
-        changes = sorted(self._changes.items())
-        applied = run_apply(apply(self._root, self._ranges, changes), self._load, self._keep)
-        return applied.root
+        root, ranges, changes = self._root, self._ranges, dict(self._changes)
+        if cut:
+            # What is changed may stand where a lost node was, which cannot be read. So the tree is made anew.
+            changes = {**self._readable(), **changes}
+            root, ranges = EMPTY, []
+        work = apply(root, ranges, sorted(changes.items()))
+        return run_apply(work, self._load, self._keep).root
+
+    def _readable(self) -> dict[bytes, Value | None]:
+        """Return all items that can be read and are not of inodes that go. Memory grows with the tree."""
+        found: dict[bytes, Value | None] = {}
+        todo = [self._root.id] if self._root.id is not None else []
+        while todo:
+            try:
+                node = decode_node(self._store.chunks.get(todo.pop()))
+            except Corrupt:
+                continue
+            if isinstance(node, Branch):
+                todo += node.children
+            else:
+                found.update(zip(node.keys, node.values_with_ids(), strict=True))
+        gone = frozenset(self._survey.mend.gone)
+        return {key: value for key, value in found.items() if int.from_bytes(key[:8], 'big') not in gone}
 
     def _load(self, ids: list[bytes]) -> list[Any]:
         return [decode_node(plain) for plain in self._store.chunks.get_many(ids)]

@@ -68,7 +68,9 @@ class Daemon:
                 collecting = self.parts.collecting(engine)
                 if collecting is not None:
                     await background.start(collecting.run)
-                    background.start_soon(self.parts.scrubbing(collecting).schedule)
+                    keeper = self.parts.scrubbing(collecting)
+                    background.start_soon(keeper.schedule)
+                    background.start_soon(keeper.back_up)
                 await self._serve(engine, hello, signals, collecting)
             if failure is not None:
                 await engine.close()
@@ -185,6 +187,7 @@ class Daemon:
             pyfuse3.close(unmount=False)
             if collecting is not None:
                 await collecting.stop()  # first: a command that collects would be waited for
+                engine.store.backups.write(self.world.time_ns())
             await server.stop_listening()
             clean = bool(engine.status()['writable'])  # else there is nothing that may still be written
             await engine.close()

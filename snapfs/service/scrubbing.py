@@ -81,6 +81,13 @@ class Scrubbing:
             except Exception:
                 log.exception('bug: the scrub failed')
 
+    async def back_up(self) -> None:
+        """Keep backups of the catalog, for as long as the daemon runs."""
+        store = self._engine.store
+        while True:
+            await self._world.run_in_thread(store.backups.write, self._world.time_ns())
+            await self._world.sleep(limits.BACKUP_SECONDS)
+
     async def tick(self) -> None:
         """One step of the schedule, about once an hour: verify what is due. One pass, with the lowest
         rate."""

@@ -184,6 +184,8 @@ class Catalog:
             yield
         except sqlite3.Error as error:
             raise sqlite_error(error, self._disk) from error
+        except UnicodeDecodeError as error:  # SQLite quotes damaged names, which need not be UTF-8
+            raise Corrupt(f'catalog: {error}') from error
 
     @contextmanager
     def transaction(self, even_latched: bool = False) -> Iterator[sqlite3.Connection]:
@@ -253,6 +255,17 @@ class Catalog:
             raise sqlite_error(error, self._disk) from error
         finally:
             self._readers.append(connection)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+        """Yield what answers SELECTs as of one moment. For a few rows: the log is not recycled meanwhile."""
+        connection = self._connect('ro')
+        try:
+            with self._errors():
+                connection.execute('BEGIN')
+                yield lambda text: connection.execute(text).fetchall()
+        finally:
+            connection.close()
 
     def setting(self, key: str) -> int:
         """Return a value of the settings table."""

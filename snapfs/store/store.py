@@ -22,6 +22,7 @@ from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
 from snapfs.store import damage
 from snapfs.store.audit import AuditLog
+from snapfs.store.backup import Backups
 from snapfs.store.catalog import Catalog, Commit
 from snapfs.store.chunks import ChunkStore
 from snapfs.store.durable import Disk
@@ -125,7 +126,12 @@ class Store:
             store._open_parts()
         except FileNotFoundError as error:
             store._release()
-            raise Corrupt(f'{error.filename} is missing') from error
+            raise Corrupt(f'{error.filename} is missing', advice=_way_out(path)) from error
+        except Corrupt as error:
+            store._release()
+            if str(error).startswith(('catalog', str(path / 'catalog.sqlite'))):
+                raise Corrupt(str(error), advice=_way_out(path)) from error
+            raise
         except BaseException:
             store._release()
             raise
@@ -145,6 +151,7 @@ class Store:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
         else:
             self._with_reserve(self._mark_unclean)
+        self.backups = Backups(disk, path, uuid, self.catalog)
         self._open_audit()
         committed = self.catalog.journal_sequence
         self.journal = Journal.open(disk, path / 'journal', uuid, committed, self.was_clean)
@@ -365,3 +372,12 @@ class Store:
             self.disk.unlink(self.path / 'reserve')
         if not self.restore_reserve():
             log.warning('the disk below is nearly full: there is no reserve')
+
+
+def _way_out(store: Path) -> str:
+    """Say what helps somebody whose catalog is gone or damaged."""
+    count = len(list((store / 'backups').glob('*.json')))
+    return (
+        f'Make a new catalog: snapfs rebuild {store} {store / "catalog.new"} --install. '
+        f'There are {count} backups of its names.'
+    )

@@ -26,6 +26,9 @@ class Verified:
         return 100 * self.slots // limits.SCRUB_SLOTS
 
 
+_WHOLE = 'SELECT epoch, verified_ns FROM scrubbed WHERE bad = 0'
+
+
 class Coverage:
     """The table at one moment, for questions about many snapshots. About 100 KiB."""
 

@@ -71,7 +71,7 @@ async def _fill(engine: Engine) -> None:
             inode = await head.make(below, name.encode(), FILE, 1000, 1000)
             await head.write(inode, 0, chance.randbytes(600) + content(f'{number}{name}', 300))
     big = await _make(engine, top, b'big', content('big', 90_000))
-    await head.write(big, 1 << 30, content('far away', 500))
+    await head.write(big, 1 << 20, content('far away', 500))
     await _make(engine, top, b'cut in pieces', content('cut', 30_000))
     hard = await _make(engine, top, b'hard', content('hard', 400))
     await head.link(hard, top, b'hard too')

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.images.flips import FOUND, MISSED, Flips
 from tests.images.image import make
 from tests.mutants.setting import small
 from tests.support.fsck import report_of
@@ -50,7 +51,7 @@ EXPECTED = {
     'meta-pack-gone': Seen(
         {'leaked': 1, 'pack-missing': 1},
         SAME,
-        ('home@monday', '/ (a part of the tree from inode 1 on, 11 items)', None, None),
+        ('home@monday', '/ (a part of the tree, inodes 1 to 19: names below are not known)', None, None),
         9,
     ),
     'pack-misplaced': Seen(
@@ -71,7 +72,7 @@ EXPECTED = {
     'leaf-flip': Seen(
         {'record-payload': 1},
         SAME,
-        ('home@monday', '/ (a part of the tree from inode 1 on, 11 items)', None, None),
+        ('home@monday', '/ (a part of the tree, inodes 1 to 1: names below are not known)', None, None),
         1,
     ),
     'branch-flip': Seen({'record-payload': 1}, SAME, ('home@monday', '/ (the whole tree)', None, None), 1),
@@ -86,7 +87,7 @@ EXPECTED = {
     'index-node-gone': Seen(
         {'chunk-unindexed': 1, 'record-unindexed': 1},
         SAME,
-        ('home@monday', '/ (a part of the tree from inode 1 on, 11 items)', None, None),
+        ('home@monday', '/ (a part of the tree, inodes 1 to 1: names below are not known)', None, None),
         1,
     ),
     'index-elsewhere': Seen({'index-record': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 1),
@@ -112,7 +113,7 @@ EXPECTED = {
     'child-elsewhere': Seen(
         {'chunk-missing': 1},
         SAME,
-        ('home@monday', '/ (a part of the tree from inode 1 on, 11 items)', None, None),
+        ('home@monday', '/ (a part of the tree, inodes 1 to 1: names below are not known)', None, None),
         1,
     ),
     'link-count': Seen({'link-count': 1}, {}, ('home@monday', '/directory 0/below/one', None, None), 1),
@@ -127,6 +128,7 @@ EXPECTED = {
         {'directory-orphan': 2}, {}, ('home@monday', '/(inode 16)/below/directory 0', None, None), 2
     ),
     'two-parents': Seen({'directory-parent': 1}, {}, ('home@monday', '/directory 0/below', None, None), 1),
+    'top-below-itself': Seen({'directory-parent': 1}, {}, ('home@monday', '/', None, None), 1),
     'parent-wrong': Seen({'directory-parent': 1}, {}, ('home@monday', '/directory 0/below', None, None), 1),
     'extents-overlap': Seen({'extent-overlap': 1}, {}, ('home@monday', '/cut in pieces', None, None), 1),
     'extent-beyond': Seen({'extent-beyond': 1}, {}, ('home@monday', '/directory 0/below/one', None, None), 1),
@@ -239,3 +241,14 @@ def test_breakit_wants_to_be_told_which_store_and_that_you_mean_it(whole, tmp_pa
     assert 'add --destroy' in capsys.readouterr().err
     assert main(['--list']) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(KINDS)
+
+
+@pytest.mark.parametrize('seed', range(2))
+def test_a_flipped_bit_is_found_or_means_nothing(tmp_path, seed):
+    make(tmp_path / 'store')
+    with small():
+        outcomes = list(Flips(tmp_path / 'store', seed).run(100))
+        assert not report_of(tmp_path / 'store').findings, 'each flip was turned back'
+    missed = [place for _, outcome, place in outcomes if outcome == MISSED]
+    assert not missed, f'seed {seed}'
+    assert sum(outcome == FOUND for _, outcome, _ in outcomes) > 40

@@ -491,6 +491,14 @@ def _(items: Items, p: Patient) -> None:
     set_field(items, one, INODE_NLINK, items[inode_key(one)][INODE_NLINK] + 1)
 
 
+@tree('top-below-itself', 'an entry of the top directory leads to the top directory')
+def _(items: Items, p: Patient) -> None:
+    name, ino = b'again', limits.INO_ROOT
+    items[dirent_key(ino, name_hash(p.superblock.name_key, name))] = ((name, ino, stat.S_IFDIR >> 12),)
+    set_field(items, ino, INODE_SIZE, items[inode_key(ino)][INODE_SIZE] + 1)
+    set_field(items, ino, INODE_NLINK, items[inode_key(ino)][INODE_NLINK] + 1)
+
+
 @tree('parent-wrong', 'a directory says it is in another one')
 def _(items: Items, p: Patient) -> None:
     found = directories(items)

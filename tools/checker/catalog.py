@@ -149,7 +149,7 @@ class Catalog:
         except FileNotFoundError as error:
             report.add('catalog-missing', 'catalog.sqlite', error.strerror or str(error))
             return
-        except (OSError, Corrupt, sqlite3.Error) as error:
+        except (OSError, Corrupt, sqlite3.Error, UnicodeDecodeError) as error:
             report.add('catalog-unreadable', 'catalog.sqlite', str(error))
             return
         try:
@@ -164,7 +164,7 @@ class Catalog:
                 db.close()
         except sqlite3.Error as error:
             report.add('catalog-corrupt', 'catalog.sqlite', f'SQLite says: {error}')
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             report.add('catalog-corrupt', 'catalog.sqlite', f'a row of wrong types: {error}')
 
     def _pages(self, db: sqlite3.Connection) -> None:

@@ -128,9 +128,12 @@ Progress = Callable[[str, int, int], None]  # what is done, how much of it, of h
 
 
 class Report:
-    """All findings of one check. Memory is bounded: of each code the first SHOWN_MAX are kept."""
+    """All findings of one check. Memory is bounded: of each code the first `shown_max` are kept."""
 
-    def __init__(self, progress: Progress = lambda what, done, known: None) -> None:
+    def __init__(
+        self, progress: Progress = lambda what, done, known: None, shown_max: int = SHOWN_MAX
+    ) -> None:
+        self.shown_max = shown_max
         self.findings: list[Finding] = []
         self.counts: Counter[str] = Counter()
         self.facts: dict[str, Any] = {}
@@ -149,12 +152,16 @@ class Report:
         """Add a finding."""
         assert code in CODES, code
         self.counts[code] += 1
-        if self.counts[code] <= SHOWN_MAX:
+        if self.counts[code] <= self.shown_max:
             self.findings.append(Finding(code, place, what, tuple(files), facts))
 
     def could_not(self, what: str, why: str) -> None:
         """Say that a part was not checked: never a clean store then."""
         self.unchecked.append(f'{what}: {why}')
+
+    def left_out(self) -> dict[str, int]:
+        """Return, by code, how many findings were counted and not kept."""
+        return {code: n - self.shown_max for code, n in self.counts.items() if n > self.shown_max}
 
     def count(self, severity: str) -> int:
         """Return how many findings are of this severity."""

@@ -19,7 +19,7 @@ from tools.checker.leaves import DIRECTORY
 
 Read = Callable[[int], Leaf | None]
 File = tuple[str, str, int | None, int | None]
-FILES_MAX = 10_000  # of one finding
+FILES_MAX = 1_000_000  # of one finding; what is beyond is told as left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Hit:
 
 
 class Namer:
-    """Names what is below nodes. Keeps what it read of leaves: the names of directories and of wanted
-    files."""
+    """Names what is below nodes; a file with several names by one of them. Keeps what it read of leaves:
+    the names of directories and of wanted files."""
 
     def __init__(self, graph: Graph, roots: Sequence[tuple[Root, int]], read: Read) -> None:
         self._graph = graph
@@ -53,14 +53,10 @@ class Namer:
                 child = graph.declared[slot]
                 if int(child['a']).to_bytes(8, 'big') + int(child['b']).to_bytes(8, 'big') in ids:
                     low = int.from_bytes(graph.keys[slot][:8] or b'\x01', 'big')
-                    found.append(
-                        Hit(
-                            low,
-                            None,
-                            None,
-                            f'a part of the tree from inode {low} on, {int(child["items"])} items',
-                        )
-                    )
+                    high = graph.keys[slot + 1][:8] if slot + 1 < start + count else b''
+                    end = f'to {int.from_bytes(high, "big")}' if high else 'on'
+                    what = f'a part of the tree, inodes {low} {end}: names below are not known'
+                    found.append(Hit(low, None, None, what))
             return found
         leaf = self._read(node)
         return list(_leaf_hits(leaf, ids)) if leaf is not None else []
@@ -81,6 +77,8 @@ class Namer:
                     for hit in hits[node]:
                         if len(found[key]) < FILES_MAX:
                             found[key].append((root.name, up.path(hit), hit.start, hit.end))
+                        elif len(found[key]) == FILES_MAX:
+                            found[key].append((root.name, '(more files are left out)', None, None))
         return {key: sorted(set(some), key=str) for key, some in found.items()}
 
     def paths(self, top: int, inos: set[int]) -> dict[int, str]:

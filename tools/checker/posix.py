@@ -64,17 +64,21 @@ class Posix:
                 f'exists, and {root.next_ino} is the next to be given',
             )
         if whole:
-            self._whole(leaves, say)
+            self._whole(leaves, say, said)
         paths = self._namer.paths(top, {ino for _, ino, _ in said}) if said else {}
         for code, ino, what in said:
             self._report.add(code, f'{root.name}: inode {ino}', what, [(root.name, paths[ino], None, None)])
 
-    def _whole(self, leaves: Indexes, say: Say) -> None:
+    def _whole(self, leaves: Indexes, say: Say, said: dict[tuple[str, int, str], None]) -> None:
         self._neighbours(leaves, say)
         with np.errstate(over='ignore'):
             sums = np.add.reduce(self._sums[leaves], axis=0, dtype=np.uint64)
         if sums.any():
+            before = len(said)
             _Exact((self._rows(int(index)) for index in leaves), say).compare()
+            if len(said) == before:
+                # Whatever the sums have seen, a tree with wrong sums is never called sound.
+                say('item-bad', limits.INO_ROOT, 'the sums of its links or bytes are wrong')
         self._connected(leaves, say)
 
     def _rows(self, index: int) -> Rows:
@@ -167,7 +171,9 @@ class _Exact:
         for at, child, child_type, name in self.named:
             found = self.inodes.get(child)
             text = name.decode('utf-8', 'backslashreplace')
-            if found is None:
+            if child == limits.INO_ROOT:
+                self._say('directory-parent', at, f'its entry {text!r} leads to the top directory')
+            elif found is None:
                 self._say(
                     'entry-dangling', at, f'its entry {text!r} leads to inode {child}, which is not there'
                 )

@@ -180,7 +180,7 @@ def _settle(copy: Path) -> None:
     db = sqlite3.connect(copy)
     try:
         db.execute('PRAGMA journal_mode = DELETE')
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):  # SQLite quotes damaged names, which need not be UTF-8
         pass  # whoever reads the copy sees that it is damaged
     finally:
         db.close()

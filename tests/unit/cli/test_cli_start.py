@@ -57,6 +57,7 @@ NAMES = {
     'recover': '',
     'export': '',
     'verify': '',
+    'rebuild': '',
 }
 
 

@@ -377,20 +377,20 @@ async def test_the_script_says_the_same_without_snapfs(store, tmp_path, cli, scr
     file = tmp_path / 'kept'
     cli('export', 'home@monday', '-o', file)
     root = root_of(lines_of(store)).hex()
-    assert script(store, file) == (0, f'0 chunks are damaged; root {root} is right\n')
-    assert script(store, file, root)[0] == 0
-    code, out = script(store, file, '00' * 32)
+    assert script(file, store) == (0, f'0 chunks are damaged; root {root} is right\n')
+    assert script(file, store, root)[0] == 0
+    code, out = script(file, store, '00' * 32)
     assert code == 1 and 'is not' in out
     text = file.read_bytes()
     for changed in (text.replace(b'"uid":7', b'"uid":0', 1), b''.join(text.splitlines(keepends=True)[:-1])):
         (tmp_path / 'changed').write_bytes(changed)
-        code, out = script(store, tmp_path / 'changed')
+        code, out = script(tmp_path / 'changed', store)
         assert code == 1 and '0 chunks are damaged' in out and 'is not' in out
     spoil(store, data_id(noise(NAMES.index(b'z z'), 500)))
-    code, out = script(store, file, root)
+    code, out = script(file, store, root)
     assert code == 1 and "'/dir/z z'" in out and '1 chunks are damaged' in out
     for path in (store / 'packs/data').rglob('*'):
         if path.is_file():
             path.unlink()
-    code, out = script(store, file, root)
+    code, out = script(file, store, root)
     assert code == 1 and "'/dir/stra\\udcdfe'" in out and "'/dir/big'" in out

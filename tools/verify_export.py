@@ -1,6 +1,6 @@
 """Recheck an export of a snapfs snapshot from the raw store, without snapfs: reads and hashes each chunk that
 it names, and computes the root anew. Exit code 0: all is whole, and the root is right (ROOT, if given).
-python3 recheck.py STORE EXPORT [ROOT]; needs blake3, and before Python 3.14 backports.zstd."""
+python3 verify_export.py EXPORT STORE [ROOT]; needs blake3, and before Python 3.14 backports.zstd."""
 
 import json
 import sqlite3
@@ -34,7 +34,7 @@ def whole(store: Path, db: sqlite3.Connection, id: bytes, length: int) -> bool:
     return False
 
 
-store, export, *wanted = sys.argv[1:]
+export, store, *wanted = sys.argv[1:]
 db = sqlite3.connect(Path(store, 'catalog.sqlite').absolute().as_uri() + '?mode=ro', uri=True)
 trees: list[tuple[int, bytes]] = []  # (height, hash): the Merkle tree of RFC 6962, section 2.1
 path, bad, stated = '', 0, 'nothing'

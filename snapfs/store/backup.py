@@ -1,0 +1,182 @@
+"""L2 backup: the rows of the catalog that packs cannot give back, in small files beside it. Blocking; any
+thread.
+
+STORE/backups/EPOCH-TIME.json is one JSON object, keys sorted, no spaces, and a newline: "backup" 1, "store"
+(uuid), "schema", "epoch", "made_ns", "tables" (name: list of rows; bytes are {"x": hexadecimal}), "digest"
+(BLAKE3-256 of the object without it). Left out are the index, and what only says what may go: a store that
+is made anew keeps all of that. The rows are read in one transaction, so root, position in the journal and
+epoch fit each other.
+
+A backup is written when these rows have changed, once a minute at most and at a clean close, read back, and
+only then an older one goes: the newest BACKUPS_RECENT stay, and the last of each of the BACKUPS_DAYS days
+before."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapfs import limits
+from snapfs.errors import Corrupt, SnapfsError
+from snapfs.format.ids import data_id
+from snapfs.store import schema
+from snapfs.store.catalog import Catalog
+from snapfs.store.durable import Disk
+
+log = logging.getLogger('snapfs.store')
+
+VERSION = 1
+FOLDER = 'backups'
+# The index comes back from packs. Quarantine, freed and lists of what was asked to go only say what may go.
+LEFT_OUT = frozenset(
+    {'chunk', 'pack', 'quarantine', 'freed', 'request_part', 'damage', 'scrubbed', 'audit_head'}
+)
+TABLES = tuple(name for name in schema.TABLES if name not in LEFT_OUT)
+# Settings that change by themselves are no reason for a backup.
+RESTLESS = frozenset({'trusted_ns', 'trusted_wall_ns', 'trusted_boot_ns', 'clean', 'unclean_opens'})
+DAY_NS = 86_400 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What a backup holds; bytes are bytes again."""
+
+    path: Path
+    store: bytes
+    epoch: int
+    made_ns: int
+    tables: dict[str, list[list[Any]]]
+
+
+class Backups:
+    """The backups of one open store."""
+
+    def __init__(self, disk: Disk, store: Path, uuid: bytes, catalog: Catalog) -> None:
+        self._disk = disk
+        self._folder = store / FOLDER
+        self._uuid = uuid
+        self._catalog = catalog
+        self._last = b''
+        self.problem = ''  # why the last one could not be written
+
+    def write(self, now_ns: int) -> bool:
+        """Write a backup if something has changed; return whether one was written. Never raises: a store
+        without a new backup is as good as before, and says so."""
+        if self._disk.latched is not None:
+            return False
+        try:
+            written = self._write(now_ns)
+        except (SnapfsError, OSError) as error:
+            if str(error) != self.problem:
+                log.warning('no backup of the catalog: %s', error)
+            self.problem = str(error)
+            return False
+        self.problem = ''
+        return written
+
+    def _write(self, now_ns: int) -> bool:
+        tables = self._read()
+        kept = [row for row in tables['settings'] if row[0] not in RESTLESS]
+        state = data_id(_text({**tables, 'settings': kept}))
+        if state == self._last:
+            return False
+        epoch = next(row[1] for row in tables['settings'] if row[0] == 'epoch')
+        if self._disk.mkdir(self._folder):
+            self._disk.sync_directory(self._folder.parent)
+        path = self._folder / f'{epoch:012d}-{now_ns}.json'
+        self._disk.write_file(path, encode(self._uuid, epoch, now_ns, tables))
+        decode(path, self._disk.read_file(path, limits.BACKUP_BYTES_MAX), self._uuid)
+        self._last = state
+        self._rotate()
+        return True
+
+    def _read(self) -> dict[str, list[list[Any]]]:
+        with self._catalog.snapshot() as query:
+            return {name: [list(row) for row in query(f'SELECT * FROM {name} ORDER BY 1')] for name in TABLES}
+
+    def _rotate(self) -> None:
+        names = [name for name in self._disk.listdir(self._folder) if _made(name)]
+        for name in expired(names):
+            self._disk.unlink(self._folder / name)
+
+
+def expired(names: list[str]) -> list[str]:
+    """Return which backups are not needed any more: beside the newest, the last of each day stays."""
+    ordered = sorted(names, key=_made, reverse=True)
+    keep = set(ordered[: limits.BACKUPS_RECENT])
+    days: dict[int, str] = {}
+    for name in ordered:
+        days.setdefault(_made(name) // DAY_NS, name)
+    keep.update(list(days.values())[: limits.BACKUPS_DAYS])
+    return [name for name in ordered if name not in keep]
+
+
+def _made(name: str) -> int:
+    stem, _, time_ns = name.removesuffix('.json').partition('-')
+    good = (
+        name.endswith('.json')
+        and stem.isascii()
+        and stem.isdigit()
+        and time_ns.isascii()
+        and time_ns.isdigit()
+    )
+    return int(time_ns) if good else 0
+
+
+# --- bytes -----------------------------------------------------------------------------------------------
+def encode(uuid: bytes, epoch: int, now_ns: int, tables: dict[str, list[list[Any]]]) -> bytes:
+    """Return the bytes of a backup."""
+    fields = {
+        'backup': VERSION,
+        'store': uuid.hex(),
+        'schema': schema.SCHEMA_VERSION,
+        'epoch': epoch,
+        'made_ns': now_ns,
+        'tables': tables,
+    }
+    return _text({**fields, 'digest': data_id(_text(fields)).hex()})
+
+
+def decode(path: Path, data: bytes, uuid: bytes) -> Backup:
+    """Return a backup. Corrupt unless it is whole, of this version, and of this store."""
+    try:
+        fields = json.loads(data, object_hook=_bytes)
+        digest = fields.pop('digest')
+        good = data_id(_text(fields)).hex() == digest and fields['backup'] == VERSION
+        good = good and fields['schema'] == schema.SCHEMA_VERSION and set(fields['tables']) == set(TABLES)
+        if not good:
+            raise Corrupt(f'{path.name} is no backup that this program knows, or is damaged')
+        if fields['store'] != uuid.hex():
+            raise Corrupt(f'{path.name} is a backup of store {fields["store"]}')
+        return Backup(path, uuid, fields['epoch'], fields['made_ns'], fields['tables'])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Corrupt(f'{path.name} is no backup: {error}') from error
+
+
+def newest(disk: Disk, store: Path, uuid: bytes) -> Backup | None:
+    """Return the newest backup that is whole, or None."""
+    folder = store / FOLDER
+    names = disk.listdir(folder) if disk.exists(folder) else []
+    for name in sorted(names, key=_made, reverse=True):
+        if _made(name):
+            try:
+                return decode(folder / name, disk.read_file(folder / name, limits.BACKUP_BYTES_MAX), uuid)
+            except (Corrupt, OSError) as error:
+                log.warning('%s', error)
+    return None
+
+
+def _text(value: Any) -> bytes:
+    return (json.dumps(value, sort_keys=True, separators=(',', ':'), default=_hex) + '\n').encode()
+
+
+def _hex(value: object) -> dict[str, str]:
+    assert isinstance(value, bytes)
+    return {'x': value.hex()}
+
+
+def _bytes(value: dict[str, Any]) -> Any:
+    return bytes.fromhex(value['x']) if value.keys() == {'x'} else value

@@ -1,0 +1,227 @@
+"""A catalog that is lost is made anew: names from a backup, chunks from packs, never less than there was."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.cli import rebuild as command
+from snapfs.errors import Corrupt, Held, Invalid, Latched
+from snapfs.rescue.rebuild import refuse_whole
+from snapfs.service.collecting import Collecting
+from snapfs.store import backup
+from snapfs.store.durable import Disk
+from snapfs.store.store import Store
+from snapfs.volume.engine import Engine
+from tests.images.image import make
+from tests.mutants.setting import StepWorld, small
+from tests.support.fsck import report_of
+from tests.support.model import freeze_view
+from tests.unit.service.test_recovering import on
+from tools.breakit import break_it
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image with a backup, and closed clean."""
+    path = tmp_path_factory.mktemp('whole') / 'store'
+    make(path)
+
+    async def keep(collecting: Collecting) -> None:
+        assert collecting.engine.store.backups.write(10**18)
+        assert not collecting.engine.store.backups.write(10**18 + 1), 'nothing has changed'
+
+    on(path, keep)
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    path = tmp_path / 'store'
+    shutil.copytree(whole, path)
+    return path
+
+
+def trees(path: Path) -> dict[str, Any]:
+    async def look(collecting: Collecting) -> Any:
+        engine, found = collecting.engine, {}
+        for name, head in engine.heads().items():
+            found[name] = await freeze_view(head)
+            for row in engine.snapshot_list(name):
+                found[f'{name}@{row.name}'] = await freeze_view(engine.snapshot_view(row.number))
+        return found
+
+    return on(path, look)
+
+
+def rebuilt(path: Path, *, install: bool = True) -> Any:
+    with small():
+        return command._rebuild(path, path / 'catalog.new', None, install, False)
+
+
+def files(path: Path) -> dict[Path, bytes]:
+    """All but the lock, which names its last holder."""
+    return {one: one.read_bytes() for one in path.rglob('*') if one.is_file() and one.name != 'lock'}
+
+
+def lose(path: Path) -> None:
+    for suffix in ('', '-wal', '-shm'):
+        (path / f'catalog.sqlite{suffix}').unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('how', ['catalog-gone', 'catalog-garbage', 'catalog-page'])
+def test_with_a_backup_everything_has_its_name_again(whole, store, tmp_path, how):
+    shutil.copytree(whole, tmp_path / 'other')
+    wanted = trees(tmp_path / 'other')
+    break_it(store, how, seed=1)
+    told = rebuilt(store)
+    assert (told['backup'], told['volumes'], told['snapshots']) != (None, 0, 0)
+    found = trees(store)
+    assert {name: found[name] for name in wanted} == wanted
+    with small():
+        report = report_of(store)
+    assert not [one for one in report.findings if one.severity == 'damage'], report.findings
+    if how != 'catalog-gone':
+        assert (store / 'catalog.sqlite.lost-1').exists(), 'the old one is kept'
+
+
+def test_from_packs_alone_every_tree_is_there(whole, store, tmp_path):
+    shutil.copytree(whole, tmp_path / 'other')
+    wanted = trees(tmp_path / 'other')
+    lose(store)
+    shutil.rmtree(store / 'backups')
+    told = rebuilt(store)
+    assert told['backup'] is None and told['trees'] >= 3
+    found = list(trees(store).values())
+    for name, tree in wanted.items():
+        assert tree in found, f'{name} is not there any more'
+
+
+def test_the_collector_stands_still_until_somebody_has_looked(store):
+    lose(store)
+    rebuilt(store)
+
+    async def work(collecting: Collecting) -> None:
+        with pytest.raises(Latched, match='rebuilt'):
+            await collecting.collect()
+        for incident in collecting.collector.incidents.listed():
+            if incident.acknowledged_ns is None:
+                collecting.collector.incidents.acknowledge(incident.number, 'ann', 'looked')
+        await collecting.collect()
+
+    on(store, work)
+    with small():
+        assert not [one for one in report_of(store).findings if one.severity == 'damage']
+
+
+def test_nothing_is_changed_without_install(store):
+    lose(store)
+    before = files(store)
+    rebuilt(store, install=False)
+    after = files(store)
+    assert (after.keys() - before.keys()) == {store / 'catalog.new'}
+    assert {path: after[path] for path in before} == before
+
+
+def test_of_two_copies_the_whole_one_counts(store):
+    break_it(store, 'record-doubled', seed=1)
+    break_it(store, 'payload-flip', seed=2)
+    lose(store)
+    rebuilt(store)
+    with small():
+        assert not [one for one in report_of(store).findings if one.severity == 'damage']
+
+
+def test_it_refuses_where_there_is_nothing_to_make(store, tmp_path):
+    with pytest.raises(Held, match='whole'):
+        rebuilt(store)
+    lose(store)
+    (store / 'catalog.new').write_bytes(b'')
+    with pytest.raises(Invalid, match='there already'):
+        rebuilt(store)
+    (store / 'catalog.new').unlink()
+    with pytest.raises(Invalid, match='no backup'):
+        command._rebuild(store, store / 'catalog.new', str(tmp_path / 'nowhere'), False, False)
+    with pytest.raises(Invalid, match='not a snapfs store'):
+        command._rebuild(tmp_path, tmp_path / 'catalog.new', None, False, False)
+    assert not (store / 'catalog.new').exists()
+    refuse_whole(tmp_path)  # no catalog is not a whole one
+
+
+def test_a_store_without_a_catalog_says_the_way_out(store):
+    lose(store)
+    with pytest.raises(Corrupt) as caught:
+        Store.open(store, Disk(), StepWorld())
+    assert 'snapfs rebuild' in caught.value.line() and '1 backups' in caught.value.line()
+
+
+# --- backups ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('at', [0.1, 0.5, 0.9])
+def test_a_damaged_backup_is_none(store, at):
+    (path,) = (store / 'backups').glob('*.json')
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 1
+    path.write_bytes(data)
+    uuid = bytes.fromhex(sqlite_uuid(store))
+    with pytest.raises(Corrupt):
+        backup.decode(path, bytes(data), uuid)
+    assert backup.newest(Disk(), store, uuid) is None
+
+
+def sqlite_uuid(store: Path) -> str:
+    from snapfs.format.superblock import decode_superblock
+
+    return decode_superblock((store / 'superblock').read_bytes()).uuid.hex()
+
+
+@pytest.mark.parametrize(
+    'data', [b'', b'{', b'[]', b'{}', b'null', b'{"digest":1}', b'[' * 100_000, b'\xff' * 100]
+)
+def test_hostile_bytes_are_no_backup(tmp_path, data):
+    with pytest.raises(Corrupt):
+        backup.decode(tmp_path / 'x.json', data, b'u' * 16)
+
+
+def test_a_backup_of_another_store_is_none(store):
+    (path,) = (store / 'backups').glob('*.json')
+    with pytest.raises(Corrupt, match='backup of store'):
+        backup.decode(path, path.read_bytes(), b'u' * 16)
+
+
+def test_backups_rotate():
+    day = backup.DAY_NS
+    names = [f'{n:012d}-{n * day // 10 + 1}.json' for n in range(400)]
+    gone = set(backup.expired(names))
+    left = [name for name in names if name not in gone]
+    assert left[-8:] == names[-8:], 'the newest stay'
+    assert 15 <= len(left) <= 8 + 14
+    days = {int(name.split('-')[1][:-5]) // day for name in left}
+    assert len(days) == 14, 'one of each of the last days stays'
+    assert backup.expired(left) == []
+
+
+async def test_a_backup_that_cannot_be_written_is_told_and_hurts_nobody(tmp_path, monkeypatch):
+    from tests.sim.world import SimWorld
+    from tests.support.stores import fresh_engine
+
+    engine: Engine = await fresh_engine(tmp_path / 'store', SimWorld(1))
+    monkeypatch.setattr(engine.store.backups._disk, 'write_file', lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.store.backups.write(5)  # a bug is not hidden
+    monkeypatch.setattr(engine.store.backups._disk, 'write_file', refuse)
+    assert engine.store.backups.write(5) is False
+    assert 'full' in engine.store.backups.problem
+    monkeypatch.undo()
+    assert engine.store.backups.write(6) is True
+    assert engine.store.backups.problem == ''
+    with sqlite3.connect(engine.store.path / 'catalog.sqlite') as db:
+        assert db.execute('SELECT count(*) FROM settings').fetchone()[0] > 5
+    await engine.close()
+
+
+def refuse(*arguments: object) -> None:
+    raise OSError(28, 'the disk is full')

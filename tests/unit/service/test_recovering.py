@@ -1,0 +1,221 @@
+"""Recovery: donors first, zeros last, the original untouched, and a sibling that is whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from snapfs import limits
+from snapfs.errors import Latched, Refused
+from snapfs.service.collecting import Collecting
+from snapfs.service.recovering import Recovering, Wish
+from snapfs.store.durable import Disk
+from snapfs.volume.engine import Engine
+from tests.images.image import make
+from tests.mutants.setting import StepWorld, content, small
+from tests.support.collecting import job_in_process
+from tests.support.fsck import report_of
+from tests.support.model import freeze_view
+from tools.breakit import break_it
+
+LOST = ['payload-flip', 'header-flip', 'data-pack-gone', 'pack-cut', 'leaf-flip', 'branch-flip']
+LOST += ['meta-pack-gone', 'child-elsewhere', 'index-no-pack']
+
+LIVES = itertools.count()
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('whole') / 'store'
+    make(path)
+    return path
+
+
+def wish(**changes: Any) -> Wish:
+    values: dict[str, Any] = {
+        'volume': 'home', 'snapshot': 'monday', 'name': None, 'donors': (), 'verify': True, 'dry_run': False,
+        'who': 'ann',
+    }  # fmt: skip
+    return Wish(**{**values, **changes})
+
+
+def on(path: Path, work: Callable[[Collecting], Any]) -> Any:
+    """Open a store in a world that stands still, do something, close it."""
+
+    async def life() -> Any:
+        world = StepWorld()
+        world._random.seed(f'life {next(LIVES)}')  # no name of a pack comes twice
+        engine = await Engine.open(path, Disk(), world)
+        collecting = Collecting(engine, world, job_in_process(world))
+        try:
+            return await work(collecting)
+        finally:
+            await collecting.stop()
+            await engine.close()
+
+    with small():
+        return trio.run(life)
+
+
+def promised(path: Path) -> dict[str, Any]:
+    """The tree of home@monday as it was before any damage."""
+
+    async def look(collecting: Collecting) -> Any:
+        row = collecting.engine.snapshot_find('home', 'monday')
+        return await freeze_view(collecting.engine.snapshot_view(row.number))
+
+    return on(path, look)
+
+
+def rows_of(path: Path) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(path / 'catalog.sqlite') as db:
+        return db.execute('SELECT name, root, root_items FROM snapshot ORDER BY number').fetchall()
+
+
+@pytest.mark.parametrize('name', LOST)
+def test_the_sibling_is_whole_and_the_original_is_as_it_was(whole, tmp_path, name):
+    path = tmp_path / 'store'
+    shutil.copytree(whole, path)
+    break_it(path, name, seed=1)
+    before = rows_of(path)
+
+    async def work(collecting: Collecting) -> Any:
+        told = await Recovering(collecting).run(wish())
+        engine = collecting.engine
+        if told['sibling'] is None:
+            return told, None, None
+        assert told['sibling'] == 'home@monday-recovered'
+        row = engine.snapshot_find('home', 'monday-recovered')
+        assert [hold.name for hold in engine.hold_list('home', 'monday')] == ['audit', 'recovery']
+        tree = await freeze_view(engine.snapshot_view(row.number))
+        view = engine.snapshot_view(row.number)
+        top = await view.inode(limits.INO_ROOT)
+        inode = await view.lookup(top, b'DAMAGE.json')
+        return told, tree, json.loads(await view.read(inode, 0, inode.size))
+
+    told, tree, report = on(path, work)
+    assert told['lost'], 'something was lost'
+    if name == 'index-no-pack':
+        assert tree is None, 'its record is still there'
+        return
+    assert tree is not None, 'nobody has it'
+    assert rows_of(path)[: len(before)] == before, 'the original is as it was'
+    assert report['lost'] == told['lost']
+    with small():
+        found = report_of(path)
+    named = [one for one in found.findings for file in one.files if file[0] == 'home@monday-recovered']
+    assert not named, 'the sibling has lost nothing'
+    assert not found.unchecked
+
+
+def test_a_donor_heals_everybody_who_shares_it(whole, tmp_path):
+    path, donors = tmp_path / 'store', tmp_path / 'donors' / 'deep'
+    shutil.copytree(whole, path)
+    break_it(path, 'data-pack-gone', seed=1)
+    donors.mkdir(parents=True)
+    (donors / 'big').write_bytes(content('big', 90_000))
+    (donors / 'a link').symlink_to('/dev/zero')
+
+    async def work(collecting: Collecting) -> Any:
+        dry = await Recovering(collecting).run(wish(dry_run=True, donors=(donors.parent,)))
+        told = await Recovering(collecting).run(wish(donors=(donors.parent,), name='better'))
+        return dry, told
+
+    before = rows_of(path)
+    dry, told = on(path, work)
+    offered = {one['chunk'] for one in dry['lost'] if one['offered']}
+    healed = {one['chunk'] for one in told['lost'] if one['donor'] != 'zeros'}
+    assert offered == healed
+    assert rows_of(path)[: len(before)] == before
+    assert told['sibling'] == 'home@better', 'others have no donor'
+
+
+def test_a_copy_in_another_pack_heals_and_no_sibling_is_needed(whole, tmp_path):
+    path = tmp_path / 'store'
+    shutil.copytree(whole, path)
+    wanted = promised(whole_copy(whole, tmp_path))
+    break_it(path, 'record-doubled', seed=1)
+    break_it(path, 'payload-flip', seed=2)
+
+    async def work(collecting: Collecting) -> Any:
+        told = await Recovering(collecting).run(wish())
+        engine = collecting.engine
+        row = engine.snapshot_find('home', 'monday')
+        assert row.damaged_ns is None
+        return told, await freeze_view(engine.snapshot_view(row.number)), engine.health()
+
+    told, tree, health = on(path, work)
+    assert told['sibling'] is None and len(told['lost']) == 1
+    assert tree == wanted
+    assert health == 'ok'
+    with small():
+        assert not [one for one in report_of(path).findings if one.severity == 'damage']
+
+
+def whole_copy(whole: Path, tmp_path: Path) -> Path:
+    path = tmp_path / 'copy'
+    shutil.copytree(whole, path)
+    return path
+
+
+def test_nothing_lost_changes_nothing(whole, tmp_path):
+    path = whole_copy(whole, tmp_path)
+    before = rows_of(path)
+    told = on(path, lambda collecting: Recovering(collecting).run(wish()))
+    assert (told['lost'], told['sibling']) == ([], None)
+    assert rows_of(path) == before
+
+
+def test_a_dry_run_changes_nothing(whole, tmp_path):
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'payload-flip', seed=1)
+    before = rows_of(path)
+    told = on(path, lambda collecting: Recovering(collecting).run(wish(dry_run=True)))
+    assert [use['path'] for one in told['lost'] for use in one['ranges']] == ['/directory 0/below/one']
+    assert rows_of(path) == before
+
+
+def test_where_it_could_make_things_worse_it_refuses(whole, tmp_path, monkeypatch):
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'payload-flip', seed=1)
+    before = rows_of(path)
+
+    async def latched(collecting: Collecting) -> None:
+        collecting.engine.store.disk.latch('a sync failed')
+        with pytest.raises(Latched, match='a recovery writes'):
+            await Recovering(collecting).run(wish())
+
+    async def full(collecting: Collecting) -> None:
+        monkeypatch.setattr(collecting.engine.store, 'free_bytes', lambda: 1000)
+        await Recovering(collecting).run(wish())
+
+    async def taken(collecting: Collecting) -> None:
+        await Recovering(collecting).run(wish(name='tuesday'))
+
+    async def unknown(collecting: Collecting) -> None:
+        await Recovering(collecting).run(wish(snapshot='sunday'))
+
+    async def no_donors(collecting: Collecting) -> None:
+        await Recovering(collecting).run(wish(donors=(tmp_path / 'nowhere',)))
+
+    for work, error in ((full, Refused), (taken, Refused), (unknown, Refused), (no_donors, Refused)):
+        with pytest.raises(error):
+            on(path, work)
+    assert rows_of(path) == before
+    with pytest.raises(Latched, match='a sync failed'):
+        on(path, latched)  # the close says so, too
+
+
+def test_a_second_sibling_gets_another_name(whole, tmp_path):
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'payload-flip', seed=1)
+    names = [on(path, lambda collecting: Recovering(collecting).run(wish()))['sibling'] for _ in range(2)]
+    assert names == ['home@monday-recovered', 'home@monday-recovered-2']
