@@ -9,8 +9,8 @@ What fsck does not find is one of these:
     torn         the last record of the journal: a power cut that tore it before fsync returned looks the same
     unprotected  a value in a row of the catalog that nothing else tells: a time, who, why. SQLite has no
                  checksums
-    MISSED       anything else; there must be none: packs, receipts, plans, certificates and the audit log have
-                 no byte without a meaning
+    MISSED       anything else; there must be none: packs, receipts, plans, certificates and the audit log
+                 have no byte without a meaning
 """
 
 from __future__ import annotations
@@ -64,14 +64,16 @@ def rows(path: Path) -> Any:
 
 
 def replayed(store: Path) -> Any:
-    """Return what the journal has, or the error."""
-    found = []
+    """Return what the journal would replay, or the error: what a commit has superseded means nothing."""
+    found: list[Any] = []
+    with sqlite3.connect(f'file:{store / "catalog.sqlite"}?mode=ro', uri=True) as db:
+        ((after,),) = db.execute("SELECT value FROM settings WHERE key = 'journal_sequence'").fetchall()
     for number in (0, 1):
         data = (store / 'journal' / str(number)).read_bytes()
         try:
             head = decode_journal_header(data)
             records = list(decode_records(data, head.store_uuid, JOURNAL_HEADER_BYTES, head.first_sequence))
-            found.append((head, records))
+            found.append((head, [one for one in records if one[0].sequence > after]))
         except Corrupt as error:
             found.append(str(error))
     return found
