@@ -134,7 +134,9 @@ def without_verifiers(disk: Disk, store: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Held('the store is being checked, and nothing is freed meanwhile') from None
+            raise Held(
+                'the store is being checked, or collected by somebody else: nothing is freed meanwhile'
+            ) from None
         yield
     finally:
         disk.close(fd)

@@ -31,6 +31,7 @@ GUARDS: dict[str, tuple[str, str]] = {
     'one moves': ('one batch moves at a time', r'one moves at a time'),
     'fence': ('each step asks for the state that it needs', r'batch \d+ is (RESTORED|being restored), not'),
     'lock': ('one process owns a store', r'is in use by'),
+    'look lock': ('nothing is freed while somebody looks through the store', r'the store is being checked'),
     'suspend check': ('a recount during a suspend is not believed', r'the machine was suspended'),
     'audit head': ('the catalog knows the end of the audit log', r'audit log: '),
     'put record': ('what is put while a recount runs is kept', ''),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from snapfs.collect.configuration import change
 from snapfs.collect.plan import Plan
+from snapfs.service import collecting
 from snapfs.volume.engine import Engine
 from tools.drill.drill import Drill
 from tools.drill.lab import Lab, replaced
@@ -55,8 +58,15 @@ async def two_collectors(lab: Lab) -> None:
         if step == 'slice' and lab.batches('PLANNED'):
             lab.world.on_step = None
             second = lab.new_collecting()
-            with replaced(second.collector, 'recover', list), lab.stopped_by('one moves'):
-                await second.collect()  # one that takes nothing for half done
+            with lab.stopped_by('look lock'):
+                await second.collect()
+            # That lock broken as well: one that takes nothing for half done.
+            with (
+                replaced(collecting, 'without_verifiers', lambda *arguments: nullcontext()),
+                replaced(second.collector, 'recover', list),
+                lab.stopped_by('one moves'),
+            ):
+                await second.collect()
 
     lab.world.on_step = begin_beside
     await first.collect()
@@ -139,7 +149,7 @@ DRILLS = (
             'borg (4923, 3590): removing a stale lock was not atomic; a script broke locks in a loop.',
         ),
         'a second owner opens the store; then, the lock broken, it begins and restores beside the first',
-        ('lock', 'one moves', 'fence'),
+        ('lock', 'look lock', 'one moves', 'fence'),
         two_collectors,
     ),
     Drill(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from snapfs.collect import approvals, batches, clock, collector, files, mentions
 from snapfs.collect import sweep as sweeping
 from snapfs.collect.states import CONFIRMED
 from snapfs.collect.states import batches as batch_rows
+from snapfs.service import collecting as service_collecting
 from snapfs.store.audit import AuditLog
 from snapfs.store.durable import Disk
 from snapfs.store.horizon import PutRecord
@@ -64,6 +66,7 @@ AWAY = [
     ('vanished-root', collector, 'check_limits', lambda *arguments: []),
     ('dedup-hit', PutRecord, 'has', lambda record, id: False),
     ('two-collectors', batches, '_check_one_moves', nothing),
+    ('two-collectors', service_collecting, 'without_verifiers', lambda *arguments: nullcontext()),
     ('other-plan', approvals, 'find', lambda catalog, waiting, digest: waiting[0]),
     ('other-plan', files.BatchFiles, 'check', nothing),
     ('clock-jump', clock, 'session_growth', lambda wall_ns, monotonic_ns: max(0, wall_ns)),
