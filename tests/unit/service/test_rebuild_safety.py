@@ -110,6 +110,13 @@ def test_damage_in_a_pack_without_footer_costs_that_record_and_no_other(store, k
     before = path.read_bytes()
     lose(store)
     rebuilt(store)
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        ((number, state),) = db.execute(
+            'SELECT pack, state FROM pack WHERE name = ?', (bytes.fromhex(path.name),)
+        )
+        assert state == 'sealed', 'nobody may go on writing to it'
+        place = 'SELECT 1 FROM chunk WHERE pack = ? AND offset = ?'
+        assert not db.execute(place, (number, offset)).fetchone(), 'what is damaged is in the index'
     on(store, just_open)
     after = path.read_bytes()
     end = listed[-1][0] + HEADER_BYTES + listed[-1][1].stored_length
@@ -143,6 +150,9 @@ def test_a_pack_of_another_store_is_not_taken(store):
     lose(store)
     told = rebuilt(store)
     assert any('another store' in text for text in told['bad'])
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        found = db.execute("SELECT count(*) FROM pack WHERE records = 0 AND state = 'sealed'").fetchone()
+        assert found == (1,)
     on(store, just_open)
 
 
@@ -164,6 +174,18 @@ def test_looking_whether_the_catalog_is_whole_changes_nothing(store):
     with pytest.raises(Held):
         refuse_whole(store)
     assert {name: (store / name).read_bytes() for name in files} == files
+
+
+def test_a_catalog_is_judged_together_with_its_log(store):
+    files = with_log(store)
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'settings'").fetchone()
+    damaged = bytearray(files['catalog.sqlite'])  # a page of which the log has a newer one
+    damaged[(page - 1) * 4096 : page * 4096] = bytes(4096)
+    (store / 'catalog.sqlite').write_bytes(damaged)
+    (store / 'catalog.sqlite-wal').write_bytes(files['catalog.sqlite-wal'])
+    with pytest.raises(Held):
+        refuse_whole(store)
 
 
 def test_the_old_catalog_is_kept_with_its_log_so_that_both_can_be_read(store):
@@ -329,6 +351,19 @@ def test_a_journal_that_does_not_follow_is_kept_and_hinders_nobody(killed, how):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_without_install_the_journal_that_is_there_hinders_nobody_either(killed):
+    shutil.rmtree(killed / 'backups')
+    lose(killed)
+    rebuilt(killed, install=False)
+    (killed / 'catalog.new').rename(killed / 'catalog.sqlite')
+
+    async def look(collecting: Collecting) -> None:
+        await just_open(collecting)
+        assert not collecting.engine.replayed_records
+
+    on(killed, look)
+
+
 # --- what is called whole --------------------------------------------------------------------------------
 @pytest.mark.parametrize('how', ['top-flip', 'branch-flip', 'leaf-flip'])
 def test_the_left_part_of_a_tree_whose_top_is_lost_is_not_called_whole(store, how):
@@ -358,9 +393,9 @@ def test_no_number_is_given_out_twice(store):
         for number in range(3):
             await engine.snapshot_create('home', f'after {number}', 'me')
         await engine.volume_create('after', 0, 0)
-        engine.store.disk.mkdir(engine.store.path / 'batches' / '77')
+        engine.store.disk.mkdir(engine.store.path / 'batches' / '7777')
         engine.store.disk.mkdir(engine.store.path / 'incidents')
-        engine.store.disk.mkdir(engine.store.path / 'incidents' / '55')
+        engine.store.disk.mkdir(engine.store.path / 'incidents' / '5555')
         keys = ('epoch', 'next_view', 'next_volume', 'next_batch', 'next_incident')
         return {key: engine.store.catalog.setting(key) for key in keys}
 
@@ -373,8 +408,8 @@ def test_no_number_is_given_out_twice(store):
         now = dict(db.execute('SELECT key, value FROM settings'))
     for key, value in used.items():
         assert now[key] >= value, f'{key}: {now[key]} after {value}'
-    assert now['next_batch'] > 77
-    assert now['next_incident'] > 55
+    assert now['next_batch'] > 7777
+    assert now['next_incident'] > 5555
 
 
 # --- backups ---------------------------------------------------------------------------------------------
