@@ -203,6 +203,9 @@ BACKUP_BYTES_MAX = 1 * GIB  # of one file: some 5 million snapshots
 BACKUPS_RECENT = 8
 BACKUPS_DAYS = 14
 REBUILD_TREES_MAX = 1000  # trees that nothing names any more and a rebuild makes snapshots of
+REBUILD_EPOCH_GAP = 1 << 20  # commits since the backup that nobody tells of
+REBUILD_NUMBER_GAP = 1024  # views, volumes, requests, batches and incidents likewise
+REBUILD_NUMBER_MAX = 1 << 60  # a larger one in a file is nonsense
 SCRUB_FRESH_NS = (
     12 * 3600 * 10**9
 )  # what was verified within this time is not read again by a scrub that goes on

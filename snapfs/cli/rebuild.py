@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from snapfs.cli import output
-from snapfs.errors import Corrupt, Invalid
-
-if TYPE_CHECKING:
-    from snapfs.store.durable import Disk
+from snapfs.errors import Invalid
 
 
 @click.command('rebuild', epilog='Example: snapfs rebuild /srv/store /srv/store/catalog.new --install')
@@ -44,6 +41,8 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, only_
 
     from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
     from snapfs.rescue import rebuild
+    from snapfs.rescue.rebuild_install import install as install_new
+    from snapfs.rescue.rebuild_install import refuse_whole
     from snapfs.store import backup as backups
     from snapfs.store.durable import Disk
     from snapfs.store.lock import StoreLock
@@ -60,7 +59,7 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, only_
     lock = StoreLock(disk, store / 'lock', world)
     lock.acquire()
     try:
-        rebuild.refuse_whole(store)
+        refuse_whole(store)
         if backup is None:
             chosen = rebuild.newest_backup(disk, store, block.uuid)
         else:
@@ -72,7 +71,7 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, only_
         made = rebuild.Rebuild(disk, store, block.uuid, target, world.time_ns())
         result = made.run(chosen, _progress)
         if install:
-            _install(disk, store, target)
+            result.kept = install_new(disk, store, target, block.uuid, result.replay)
         return asdict(result)
     finally:
         lock.release()
@@ -83,23 +82,6 @@ def _progress(what: str, done: int, known: int) -> None:
         end = '\r' if done < known else '\r\x1b[K'
         sys.stderr.write(f'{what} {done}/{known}{end}')
         sys.stderr.flush()
-
-
-def _install(disk: Disk, store: Path, target: Path) -> None:
-    """Put the new catalog in place; the old one and its log are kept, under names that were free."""
-    if target.parent != store:
-        raise Corrupt(f'made, but not installed: {target} does not lie in {store}')
-    number = 1
-    while any((store / f'catalog.sqlite{suffix}.lost-{number}').exists() for suffix in ('', '-wal', '-shm')):
-        number += 1
-    for suffix in ('', '-wal', '-shm'):
-        path = store / f'catalog.sqlite{suffix}'
-        if path.exists():
-            disk.rename(path, store / f'{path.name}.lost-{number}')
-    disk.rename(target, store / 'catalog.sqlite')
-    disk.sync_directory(store)
-    for suffix in ('-wal', '-shm'):
-        Path(f'{target}{suffix}').unlink(missing_ok=True)
 
 
 def _render(found: Any, store: str, target: str, install: bool) -> None:
@@ -115,12 +97,16 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
     output.say(f'{found["volumes"]} volumes and {found["snapshots"]} snapshots by name')
     if found['trees']:
         output.say(f'{found["trees"]} whole trees that nobody names: snapshots of the volume recovered')
+    if found['hidden']:
+        output.say(f'{found["hidden"]} more whole trees, older ones, stay in the packs and are not shown')
     if found['incomplete']:
         output.say(f'{found["incomplete"]} trees were not whole, and are left where they are')
     output.say(f'journal: {found["journal"]}')
     for text in found['bad']:
         output.say(f'could not be read: {text}')
     if install:
-        output.say('It is in place; the old one is kept beside it. Next: snapfs fsck, mount, incident list')
+        for name in found['kept']:
+            output.say(f'kept: {store}/{name}')
+        output.say('It is in place. Next: snapfs fsck, mount, incident list')
     else:
-        output.say(f'The new catalog is {target}. To use it: snapfs rebuild {store} {target} --install')
+        output.say(f'The new catalog is {target}. To put one in place, remove it and say --install')

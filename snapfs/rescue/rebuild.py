@@ -10,40 +10,41 @@ lost, only nameless.
 Every unknown keeps data: what was condemned is in use again, what was asked to go stays, and the collector
 stands still until a person has looked. Two records of one chunk: the first that is whole counts.
 
-The journal is replayed on the heads of the backup only if its records follow it without a gap: the backup
-says up to which record its roots contain everything, and was read in one transaction. Else the journal is
-left as it is for a person, its files are copied under other names, and the new catalog begins behind all of
-its records: to apply a record to another tree than the one it was made for could destroy what is there (P5
-cannot be kept any more)."""
+The journal is replayed on the heads of the backup only if it is proved that it follows them
+(rebuild_journal.py). Else it goes aside, whole, under another name, when the catalog is put in place, and the
+new catalog begins behind all of its records: to apply a record to another tree than the one it was made for
+could destroy what is there (P5 cannot be kept any more)."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Held, Invalid
+from snapfs.errors import Corrupt, Invalid
 from snapfs.format.ids import RecordKind
 from snapfs.format.items import INODE_MTIME
-from snapfs.format.journal import JOURNAL_HEADER_BYTES, decode_journal_header, decode_records
 from snapfs.format.keys import inode_key
 from snapfs.format.nodes import Branch, Leaf, decode_node, peek_refs
-from snapfs.format.packs import PackEntry, decode_footer, footer_offset
+from snapfs.format.packs import PackEntry
 from snapfs.format.receipts import RECEIPT_HEADER_BYTES, decode_receipt_header, decode_receipt_rows
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
+from snapfs.rescue.rebuild_journal import look
+from snapfs.rescue.rebuild_numbers import next_numbers
+from snapfs.rescue.rebuild_packs import PackRecords, expected_header
+from snapfs.rescue.rebuild_sums import Sums
 from snapfs.store import backup as backups
 from snapfs.store import schema
 from snapfs.store.backup import Backup
 from snapfs.store.catalog import Catalog
 from snapfs.store.durable import Disk
-from snapfs.store.packs import pack_path, scan_records
+from snapfs.store.packs import pack_path
 from snapfs.store.recovery import packs_on_disk
 
 VOLUME = b'recovered'
-TRAILER = 48
 # Of a catalog that nobody uses yet.
 _BETTER = (
     'INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO UPDATE SET pack = excluded.pack, '
@@ -77,31 +78,10 @@ class Rebuilt:
     snapshots: int = 0
     trees: int = 0
     incomplete: int = 0
+    hidden: int = 0  # whole trees beyond those that were made snapshots
     journal: str = ''
-
-
-def refuse_whole(store: Path) -> None:
-    """Raise Held when the catalog is whole: there is nothing to make anew, and a rebuild would forget
-    things."""
-    path = store / 'catalog.sqlite'
-    try:
-        if not path.is_file():
-            return
-        db = sqlite3.connect(f'{path.as_uri()}?mode=rw', uri=True)
-        try:
-            found = dict(db.execute('SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL'))
-            whole = db.execute('PRAGMA integrity_check(1)').fetchone() == ('ok',)
-            same = {name: (text or '').strip() for name, text in found.items()} == {
-                name: text.strip() for name, text in schema.TABLES.items()
-            }
-        finally:
-            db.close()
-    except sqlite3.Error:
-        return
-    if whole and same:
-        raise Held(
-            'the catalog is whole, and a rebuild would only forget things', advice='See: snapfs fsck STORE.'
-        )
+    replay: bool = False  # the journal that is there belongs to the new catalog
+    kept: list[str] = field(default_factory=list)  # where old files are, once it is put in place
 
 
 class Rebuild:
@@ -115,6 +95,8 @@ class Rebuild:
         self._now_ns = now_ns
         self._nodes: dict[bytes, tuple[bytes, ...]] = {}  # branch: its children; leaf: nothing
         self._place: dict[bytes, tuple[Path, int]] = {}
+        self._ends: dict[bytes, int] = {}  # of packs, as the backup knows them
+        self._before: set[bytes] = set()  # nodes that were there when the backup was made
         self.result = Rebuilt()
 
     def run(self, chosen: Backup | None, progress: Progress = lambda what, done, known: None) -> Rebuilt:
@@ -124,6 +106,7 @@ class Rebuild:
         catalog = Catalog.create(self._disk, self._target)
         try:
             freed = self._receipts(chosen)
+            self._ends = {row[1]: row[4] for row in chosen.tables['pack']} if chosen is not None else {}
             self._packs(catalog, freed, progress)
             known = self._names(catalog, chosen)
             self._trees(catalog, known, progress)
@@ -166,13 +149,14 @@ class Rebuild:
             rows: list[tuple[Any, ...]] = []
             gone: list[tuple[Any, ...]] = []
             end, count, sealed = self._records(path, kind, name, number, rows)
-            for row in list(rows):
+            for row in rows:
                 batch = freed.get((row[0], name, row[2]))
                 if batch is not None:
-                    rows.remove(row)
                     gone.append((*row, batch))
                     if self._place.get(row[0]) == (path, row[2]):
                         del self._place[row[0]], self._nodes[row[0]]
+            if gone:
+                rows = [row for row in rows if (row[0], name, row[2]) not in freed]
             better = self._better(catalog, path, rows)
             with catalog.transaction() as db:
                 state = 'sealed' if sealed else 'open'
@@ -192,28 +176,23 @@ class Rebuild:
     ) -> tuple[int, int, bool]:
         """Read a pack: rows of its whole records; where they end (with the footer, when it has one), how
         many."""
-        fd = self._disk.open_read(path)
         try:
-            size = self._disk.size(fd)
-            entries, sealed = _entries(self._disk, fd, size, name)
-            end, count = 48, 0
-            for one in entries:
-                if not self._whole(fd, path, kind, one):
-                    self.result.bad.append(f'{path.name} at offset {one.offset}')
-                    if not sealed:
-                        break
-                    count += 1
-                    continue
-                rows.append(
-                    (one.id, number, one.offset, one.stored_length, one.plain_length, one.codec, kind)
-                )
-                end, count = one.offset + HEADER_BYTES + one.stored_length, count + 1
-            return (size if sealed else end), count, sealed
+            fd = self._disk.open_read(path)
+            try:
+                found = PackRecords(self._disk, fd, expected_header(self._uuid, name, kind))
+                entries = found.read()
+                broken = {one.offset for one in entries if not self._whole(fd, path, kind, one)}
+            finally:
+                self._disk.close(fd)
         except (Corrupt, OSError) as error:
             self.result.bad.append(f'{path.name}: {error}')
-            return 48, 0, False
-        finally:
-            self._disk.close(fd)
+            return 48, 0, True  # sealed: nobody writes to it, or cuts off what is in it
+        for one in entries:
+            if one.offset not in broken:
+                sizes = (one.offset, one.stored_length, one.plain_length, one.codec)
+                rows.append((one.id, number, *sizes, kind))
+        self.result.bad += [f'{path.name} at offset {offset}' for offset in sorted({*found.bad, *broken})]
+        return found.end, len(entries), found.sealed
 
     def _better(self, catalog: Catalog, path: Path, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """Return the rows of second copies that are whole to the last byte: who is there first was only
@@ -246,6 +225,8 @@ class Rebuild:
                 ids = tuple(refs[at : at + 32] for at in range(0, len(refs), 32)) if head.level else ()
                 self._nodes.setdefault(one.id, ids)
                 self._place.setdefault(one.id, (path, one.offset))
+                if one.offset < self._ends.get(bytes.fromhex(path.name), 0):
+                    self._before.add(one.id)
             return True
         except (Corrupt, OSError):
             return False
@@ -312,6 +293,7 @@ class Rebuild:
                 found.append(tree)
             progress('trees', done + 1, len(tops))
         found.sort(key=lambda tree: tree.mtime_ns, reverse=True)
+        self.result.hidden = max(0, len(found) - limits.REBUILD_TREES_MAX)
         found = found[: limits.REBUILD_TREES_MAX]
         self.result.trees = len(found)
         if found:
@@ -334,8 +316,9 @@ class Rebuild:
             items = first.items_below
             refs = first.refs_below
             counted_items = counted_refs = most = 0
-            mtime = None
+            mtime, sums = None, Sums()
             for leaf in self._leaves(first):
+                sums.add(leaf)
                 counted_items += len(leaf.keys)
                 counted_refs += leaf.refs_below
                 if mtime is None:
@@ -349,6 +332,8 @@ class Rebuild:
             branches = sum(len(self._nodes[id]) for id in self._below({top}))
             if mtime is None or (counted_items, counted_refs + branches) != (items, refs):
                 raise Corrupt('its totals do not add up')
+            if not sums.are_whole():
+                raise Corrupt('it is the left part of a tree whose top is lost')
         except (Corrupt, KeyError, OSError):
             self.result.incomplete += 1
             return None
@@ -389,30 +374,39 @@ class Rebuild:
     # --- the end -----------------------------------------------------------------------------------------
     def _journal(self, catalog: Catalog, chosen: Backup | None) -> None:
         after = {row[0]: row[1] for row in chosen.tables['settings']}['journal_sequence'] if chosen else 0
-        sequences: list[int] = []
-        for number in (0, 1):
-            path = self._store / 'journal' / str(number)
-            try:
-                data = self._disk.read_file(path, limits.JOURNAL_BYTES)
-                head = decode_journal_header(data)
-                for record in decode_records(data, self._uuid, JOURNAL_HEADER_BYTES, head.first_sequence):
-                    sequences.append(record[0].sequence)
-                sequences.append(max(0, head.first_sequence - 1))
-            except (Corrupt, OSError) as error:
-                self.result.bad.append(f'journal/{number}: {error}')
-        last = max(sequences, default=0)
-        newer = sorted({one for one in sequences if one > after})
-        if chosen is not None and newer == list(range(after + 1, after + 1 + len(newer))):
-            self.result.journal = f'{len(newer)} records will be replayed'
+        facts = look(self._store, self._uuid, after)
+        why = facts.fault
+        if chosen is None:
+            why = 'no backup says what comes before them'
+        elif not why and facts.records:
+            why = self._why_not(chosen, facts.views.keys(), facts.packs)
+        if not why:
+            self.result.replay = True
+            self.result.journal = f'{facts.records} records will be replayed'
             return
-        self.result.journal = 'its records belong to trees that nobody names any more, and are not replayed'
+        self.result.journal = f'its records are not replayed, and are kept aside: {why}'
         with catalog.transaction() as db:
-            value = max(last, after)
-            db.execute("UPDATE settings SET value = max(value, ?) WHERE key = 'journal_sequence'", (value,))
+            value = max(facts.greatest, after) + limits.JOURNAL_SEQUENCE_GAP
+            db.execute("UPDATE settings SET value = ? WHERE key = 'journal_sequence'", (value,))
+
+    def _why_not(self, chosen: Backup, views: Iterable[int], packs: set[bytes]) -> str:
+        """Return why records without a gap need not belong to the heads of the backup; empty: they do."""
+        late = len(self._nodes.keys() - self._before)
+        if late:
+            return f'{late} nodes were written after the backup, perhaps by commits of which no record tells'
+        known = {row[1] for row in chosen.tables['volume']}
+        known |= {row[5] for row in chosen.tables['request'] if row[1] == 'volume'}
+        strangers = sorted(set(views) - known)
+        if strangers:
+            return f'they are about view {strangers[0]}, which the backup does not know'
+        there = {name for _, name in packs_on_disk(self._disk, self._store / 'packs')}
+        return '' if packs <= there else 'a pack that they name is missing'
 
     def _finish(self, catalog: Catalog) -> None:
         with catalog.transaction() as db:
-            db.execute("UPDATE settings SET value = value + 1 WHERE key = 'epoch'")
+            for key, value in next_numbers(self._disk, self._store).items():
+                gap = limits.REBUILD_EPOCH_GAP if key == 'epoch' else limits.REBUILD_NUMBER_GAP
+                db.execute('UPDATE settings SET value = max(value, ?) + ? WHERE key = ?', (value, gap, key))
             packs = db.execute('SELECT coalesce(max(pack), 0) + 1 FROM pack').fetchone()[0]
             db.execute("UPDATE settings SET value = ? WHERE key = 'next_pack'", (packs,))
             db.execute("UPDATE settings SET value = 0 WHERE key = 'clean'")
@@ -445,19 +439,3 @@ def _ended(row: tuple[Any, ...], now_ns: int) -> tuple[Any, ...]:
     elif values[1] == 'CONFIRMED':
         values[1], values[15], values[16] = 'FREED', values[5], now_ns
     return tuple(values)
-
-
-def _entries(disk: Disk, fd: int, size: int, name: bytes) -> tuple[list[PackEntry], bool]:
-    """Return the records of a pack by its footer, or, without a good one, by their headers."""
-    try:
-        start = footer_offset(disk.pread(fd, TRAILER, max(0, size - TRAILER)), size)
-        return decode_footer(bytes(disk.pread(fd, size - start, start)), size, name), True
-    except Corrupt:
-        pass
-    found: list[PackEntry] = []
-    try:
-        for offset, head in scan_records(disk, fd, size):
-            found.append(PackEntry(head.id, offset, head.stored_length, head.plain_length, int(head.codec)))
-    except Corrupt:
-        pass
-    return found, False

@@ -167,7 +167,6 @@ async def call_engine(
             failure = error
         if collecting is not None:
             await collecting.stop()
-            engine.store.backups.write(collecting.world.time_ns())
         await engine.close()
         background.cancel_scope.cancel()
     if failure is not None:

@@ -187,7 +187,6 @@ class Daemon:
             pyfuse3.close(unmount=False)
             if collecting is not None:
                 await collecting.stop()  # first: a command that collects would be waited for
-                engine.store.backups.write(self.world.time_ns())
             await server.stop_listening()
             clean = bool(engine.status()['writable'])  # else there is nothing that may still be written
             await engine.close()

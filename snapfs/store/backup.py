@@ -4,8 +4,8 @@ thread.
 STORE/backups/EPOCH-TIME.json is one JSON object, keys sorted, no spaces, and a newline: "backup" 1, "store"
 (uuid), "schema", "epoch", "made_ns", "tables" (name: list of rows; bytes are {"x": hexadecimal}), "digest"
 (BLAKE3-256 of the object without it). Left out are the index, and what only says what may go: a store that
-is made anew keeps all of that. The rows are read in one transaction, so root, position in the journal and
-epoch fit each other.
+is made anew keeps all of that. The rows are read in one transaction, so roots, position in the journal, epoch
+and the ends of packs fit each other.
 
 A backup is written when these rows have changed, once a minute at most and at a clean close, read back, and
 only then an older one goes: the newest BACKUPS_RECENT stay, and the last of each of the BACKUPS_DAYS days
@@ -31,12 +31,10 @@ log = logging.getLogger('snapfs.store')
 VERSION = 1
 FOLDER = 'backups'
 # The index comes back from packs. Quarantine, freed and lists of what was asked to go only say what may go.
-LEFT_OUT = frozenset(
-    {'chunk', 'pack', 'quarantine', 'freed', 'request_part', 'damage', 'scrubbed', 'audit_head'}
-)
+LEFT_OUT = frozenset({'chunk', 'quarantine', 'freed', 'request_part', 'damage', 'scrubbed', 'audit_head'})
 TABLES = tuple(name for name in schema.TABLES if name not in LEFT_OUT)
-# Settings that change by themselves are no reason for a backup.
-RESTLESS = frozenset({'trusted_ns', 'trusted_wall_ns', 'trusted_boot_ns', 'clean', 'unclean_opens'})
+# Settings that change by themselves are no reason for a backup. (A commit that changes nothing is an epoch.)
+RESTLESS = frozenset({'epoch', 'trusted_ns', 'trusted_wall_ns', 'trusted_boot_ns', 'clean', 'unclean_opens'})
 DAY_NS = 86_400 * 10**9
 
 
@@ -79,8 +77,10 @@ class Backups:
 
     def _write(self, now_ns: int) -> bool:
         tables = self._read()
-        kept = [row for row in tables['settings'] if row[0] not in RESTLESS]
-        state = data_id(_text({**tables, 'settings': kept}))
+        state = _state(tables)
+        if not self._last:  # else each command on a store that is not mounted would push an old one out
+            before = newest(self._disk, self._folder.parent, self._uuid)
+            self._last = _state(before.tables) if before is not None else b''
         if state == self._last:
             return False
         epoch = next(row[1] for row in tables['settings'] if row[0] == 'epoch')
@@ -103,15 +103,26 @@ class Backups:
             self._disk.unlink(self._folder / name)
 
 
+def _state(tables: dict[str, list[list[Any]]]) -> bytes:
+    kept = [row for row in tables['settings'] if row[0] not in RESTLESS]
+    return data_id(_text({**tables, 'settings': kept}))
+
+
 def expired(names: list[str]) -> list[str]:
     """Return which backups are not needed any more: beside the newest, the last of each day stays."""
-    ordered = sorted(names, key=_made, reverse=True)
+    ordered = sorted(names, key=_order, reverse=True)
     keep = set(ordered[: limits.BACKUPS_RECENT])
     days: dict[int, str] = {}
     for name in ordered:
         days.setdefault(_made(name) // DAY_NS, name)
     keep.update(list(days.values())[: limits.BACKUPS_DAYS])
     return [name for name in ordered if name not in keep]
+
+
+def _order(name: str) -> tuple[int, int]:
+    # Epochs only grow; a clock that was set back must not make an old backup the newest.
+    made = _made(name)
+    return (int(name.partition('-')[0]) if made else 0), made
 
 
 def _made(name: str) -> int:
@@ -160,7 +171,7 @@ def newest(disk: Disk, store: Path, uuid: bytes) -> Backup | None:
     """Return the newest backup that is whole, or None."""
     folder = store / FOLDER
     names = disk.listdir(folder) if disk.exists(folder) else []
-    for name in sorted(names, key=_made, reverse=True):
+    for name in sorted(names, key=_order, reverse=True):
         if _made(name):
             try:
                 return decode(folder / name, disk.read_file(folder / name, limits.BACKUP_BYTES_MAX), uuid)

@@ -225,6 +225,8 @@ class Engine(Administration):
                 for head in self._head_by_number.values():
                     head.reclaim_all()
                 await self._last_commit()
+                # A backup from before would miss what was written since, and no record tells of that.
+                self.store.backups.write(self.world.time_ns())
                 clean = True
         finally:
             self.store.close(clean=clean)

@@ -11,7 +11,7 @@ import pytest
 
 from snapfs.cli import rebuild as command
 from snapfs.errors import Corrupt, Held, Invalid, Latched
-from snapfs.rescue.rebuild import refuse_whole
+from snapfs.rescue.rebuild_install import refuse_whole
 from snapfs.service.collecting import Collecting
 from snapfs.store import backup
 from snapfs.store.durable import Disk

@@ -1,0 +1,94 @@
+"""L4 rebuild, install: looks at the catalog that is there, and puts a new one in its place. Blocking; the
+caller owns the store.
+
+Between any two steps the power may go. SQLite finds the log of a catalog by its name, and takes it for the
+log of whatever catalog has that name: an old log beside the new catalog would be brought into it, and destroy
+it. So the old catalog goes aside first, then its log (both under names by which SQLite finds them together),
+then the journal if it is not to be replayed, and only when all of this is durable comes the new one. Until
+then the store has no catalog: opening it says so and leads back here."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from contextlib import ExitStack, closing
+from pathlib import Path
+from urllib.parse import quote
+
+from snapfs.errors import Corrupt, Held
+from snapfs.store import schema
+from snapfs.store.durable import Disk
+from snapfs.store.journal import Journal
+
+LOGS = ('-wal', '-shm')
+
+
+def refuse_whole(store: Path) -> None:
+    """Raise Held when the catalog is whole: there is nothing to make anew, and a rebuild would forget
+    things. The catalog is not touched: with a log beside it, a copy is looked at."""
+    path = store / 'catalog.sqlite'
+    if not path.is_file() or path.is_symlink():
+        return
+    try:
+        whole = _is_whole(path)
+    except (sqlite3.Error, UnicodeDecodeError):  # SQLite quotes damaged names, which need not be UTF-8
+        return
+    if whole:
+        raise Held(
+            'the catalog is whole, and a rebuild would only forget things', advice='See: snapfs fsck STORE.'
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    log = Path(f'{path}-wal')
+    with ExitStack() as stack:
+        options = '?mode=ro&immutable=1'
+        if log.is_file() and log.stat().st_size:
+            # Opening it would bring the log into the file, or index it: neither may happen to the original.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='snapfs-'))
+            for suffix in ('', '-wal'):
+                shutil.copyfile(f'{path}{suffix}', f'{folder}/catalog.sqlite{suffix}')
+            path, options = Path(folder) / 'catalog.sqlite', ''
+        db = stack.enter_context(closing(sqlite3.connect(f'file:{quote(str(path))}{options}', uri=True)))
+        found = dict(db.execute('SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL'))
+        same = {name: (text or '').strip() for name, text in found.items()} == {
+            name: text.strip() for name, text in schema.TABLES.items()
+        }
+        return same and db.execute('PRAGMA integrity_check(1)').fetchone() == ('ok',)
+
+
+def install(disk: Disk, store: Path, target: Path, uuid: bytes, replay: bool) -> list[str]:
+    """Put the new catalog in place; return the names under which old files are kept. `replay`: the journal
+    that is there belongs to the new catalog. Corrupt, nothing changed, when `target` is not in the store."""
+    if target.parent != store:
+        raise Corrupt(f'made, but not installed: {target} does not lie in {store}')
+    kept = []
+    old = [suffix for suffix in ('', *LOGS) if disk.exists(store / f'catalog.sqlite{suffix}')]
+    # A log whose catalog a power cut has left aside already goes where that one is.
+    aside = _free(disk, store, 'catalog.sqlite.lost-', old)
+    for suffix in old:
+        disk.rename(store / f'catalog.sqlite{suffix}', store / f'{aside}{suffix}')
+        disk.sync_directory(store)
+        kept.append(f'{aside}{suffix}')
+    if not replay:
+        if disk.exists(store / 'journal'):
+            name = _free(disk, store, 'journal.lost-', [''])
+            disk.rename(store / 'journal', store / name)
+            disk.sync_directory(store)
+            kept.append(name)
+        Journal.create(disk, store / 'journal', uuid)
+        disk.sync_directory(store)
+    disk.rename(target, store / 'catalog.sqlite')
+    disk.sync_directory(store)
+    for suffix in LOGS:  # of the new catalog, empty: all of it is in the file
+        if disk.exists(Path(f'{target}{suffix}')):
+            disk.unlink(Path(f'{target}{suffix}'))
+    return kept
+
+
+def _free(disk: Disk, store: Path, stem: str, suffixes: list[str]) -> str:
+    number = 1
+    while any(disk.exists(store / f'{stem}{number}{suffix}') for suffix in suffixes):
+        number += 1
+    return f'{stem}{number}'
