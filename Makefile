@@ -4,8 +4,9 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 SEEDS ?= 20
 LIMIT ?= 200
+CUTS ?= 20
 
-.PHONY: help setup install demo demo-stop test check crash sim model mutants bench ci
+.PHONY: help setup install demo demo-stop test check crash power sim model mutants bench ci
 
 help:
 	@echo 'make setup       system packages, virtual environment, build: leaves $(VENV)/bin/snapfs'
@@ -15,6 +16,7 @@ help:
 	@echo 'make test        all tests, mounts included (under 10 minutes)'
 	@echo 'make check       format, lint, types, layers, quick tests (under a minute)'
 	@echo 'make crash       power cuts at every sync and commit; SEEDS=n for more'
+	@echo 'make power       as root: real power cuts on ext4 and xfs in loop devices; CUTS=n of each'
 	@echo 'make sim         random histories with crashes and faults; SEEDS=n for more'
 	@echo 'make model       search the deletion protocol, with all rules and with each taken away (minutes)'
 	@echo 'make mutants     small mistakes in the deletion code: none may lose data; LIMIT=n, 0 for all (hours)'
@@ -45,6 +47,9 @@ check: setup
 
 crash: setup
 	SNAPFS_SEEDS=$(SEEDS) $(PYTEST) -q -n 2 tests/crash
+
+power: setup
+	$(PY) -m tests.power --cuts $(CUTS)
 
 sim: setup
 	SNAPFS_SEEDS=$(SEEDS) $(PYTEST) -q -n 2 tests/property tests/sim

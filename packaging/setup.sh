@@ -9,7 +9,7 @@ stamp=$venv/.setup-done
 
 # fuse3, libfuse3-dev, pkg-config, gcc and the Python headers build and run pyfuse3; the rest are the programs that
 # the tests drive a mount with.
-packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv attr fio git rsync sqlite3'
+packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv attr fio git rsync sqlite3 e2fsprogs xfsprogs'
 
 say() { printf 'setup: %s\n' "$*"; }
 

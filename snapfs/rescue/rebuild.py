@@ -44,7 +44,11 @@ from snapfs.store.recovery import packs_on_disk
 
 VOLUME = b'recovered'
 TRAILER = 48
-BATCH_ROWS = 2000
+# Of a catalog that nobody uses yet.
+_BETTER = (
+    'INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO UPDATE SET pack = excluded.pack, '
+    'offset = excluded.offset, stored = excluded.stored, codec = excluded.codec'
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -176,8 +180,7 @@ class Rebuild:
                     'INSERT INTO pack VALUES (?, ?, ?, ?, ?, ?)', (number, name, kind, state, end, count)
                 )
                 db.executemany('INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, 0)', rows)
-                text = 'pack = ?2, offset = ?3, stored = ?4, plain = ?5, codec = ?6 WHERE id = ?1'
-                db.executemany(f'UPDATE chunk SET {text}', better)
+                db.executemany(_BETTER, better)
                 db.executemany('INSERT OR IGNORE INTO freed VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)', gone)
             self.result.packs += 1
             self.result.chunks += len(rows)
@@ -223,7 +226,7 @@ class Rebuild:
                 try:
                     data = memoryview(self._disk.pread(fd, HEADER_BYTES + row[3], row[2]))
                     decode_payload(decode_header(data), data[HEADER_BYTES:])
-                    found.append(row[:6])
+                    found.append(row[:7])
                 except (Corrupt, OSError):
                     pass
                 finally:

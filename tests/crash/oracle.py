@@ -111,11 +111,11 @@ class Allowed:
             return f'requests {sorted(found.registry.requests)}, promised {sorted(self.registry.requests)}'
         lines = ['no moment of the history (P5); against the latest:']
         for volume, tree in found.volumes.items():
-            lines += _differences(tree, self.states[-1][1].get(volume, self.births[volume]), f'{volume}:')
+            lines += differences(tree, self.states[-1][1].get(volume, self.births[volume]), f'{volume}:')
         return '\n  '.join(lines)
 
 
-def _differences(found: Tree, expected: Tree, path: str) -> list[str]:
+def differences(found: Tree, expected: Tree, path: str) -> list[str]:
     if found == expected:
         return []
     if found[0] == 'dir' and expected[0] == 'dir':
@@ -126,7 +126,7 @@ def _differences(found: Tree, expected: Tree, path: str) -> list[str]:
             if name not in ours or name not in theirs:
                 lines.append(f'{where}: {"too much" if name in ours else "missing"}')
             else:
-                lines += _differences(ours[name], theirs[name], where)
+                lines += differences(ours[name], theirs[name], where)
         return lines
     if found[0] != expected[0]:
         return [f'{path}: {found[0]} instead of {expected[0]}']

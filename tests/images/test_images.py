@@ -97,6 +97,12 @@ EXPECTED = {
         ('home@monday', '/directory 0/below/one', 0, 900),
         1,
     ),
+    'index-id-end': Seen(
+        {'chunk-unindexed': 1, 'index-record': 1, 'leaked': 1, 'request-incomplete': 1},
+        SAME,
+        ('home@monday', '/directory 0/below/one', 0, 900),
+        1,
+    ),
     'index-no-pack': Seen({'index-record': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 1),
     'index-behind': Seen({'index-record': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 1),
     'totals-items': Seen({'node-totals': 1, 'root-totals': 1}, SAME, None, 0),
@@ -152,6 +158,9 @@ EXPECTED = {
     'setting-gone': Seen({'catalog-row': 1}, SAME, None, 0),
     'snapshot-rootless': Seen({'catalog-row': 1, 'root-totals': 1}, SAME, None, 0),
     'snapshot-other-root': Seen({'root-totals': 1}, SAME, None, 0),
+    'snapshot-root-end': Seen(
+        {'chunk-missing': 1}, SAME, ('home@monday', '/ (the whole tree)', None, None), 1
+    ),
     'hold-of-nobody': Seen({'catalog-row': 1}, SAME, None, 0),
     'request-empty': Seen({'catalog-row': 1, 'leaked': 1}, SAME, None, 0),
     'damage-row': Seen({'damage-healed': 1}, {'damage-known': 1}, None, 0),

@@ -1,4 +1,4 @@
-"""tools bench: the groups of workloads about deletion: what it costs, how long it takes, whom it disturbs.
+"""tools bench: the groups of workloads about deletion and verification: what they cost, whom they disturb.
 Blocking; one thread, and one more that keeps a recount running.
 
 As the groups of `groups`: each is a function of a filesystem, mounted, and a `Job`. What only snapfs has is
@@ -23,7 +23,12 @@ from pathlib import Path
 
 from snapfs import limits
 from snapfs.format.records import RecordKind
+from snapfs.format.superblock import decode_superblock
+from snapfs.rescue.scrub_values import ScrubSpec, slots_of
+from snapfs.store.durable import Disk
 from snapfs.store.horizon import PutRecord
+from snapfs.store.store import Store
+from snapfs.world import World
 from tools.bench import recounts, synthetic
 from tools.bench.filesystems import Failed, Filesystem, Snapfs
 from tools.bench.groups import MIB, Job, Values, Watch, shell, sync_home
@@ -36,6 +41,8 @@ FILES_PER_DIRECTORY = 100
 SMALL_BYTES_MAX = 8 << 10
 IDS_AT_ONCE = 64
 RECORD_ROUNDS = 2_000
+SCRUB_CHUNK_BYTES = 32 << 10
+SCRUB_CHUNKS_AT_ONCE = 32
 
 
 # --- recounts --------------------------------------------------------------------------------------------
@@ -142,6 +149,35 @@ def _left_beside(filesystem: Filesystem, job: Job, specs: dict[str, object]) -> 
                 seconds.setdefault(name, []).append(unpacked(filesystem, job))
     alone = statistics.median(seconds['alone'])
     return {f'beside_{name}': 100 * alone / statistics.median(seconds[name]) for name in specs}
+
+
+# --- scrubs ----------------------------------------------------------------------------------------------
+def scrub_store(job: Job) -> Path:
+    """Return a store full of data that does not compress, made when it is first asked for."""
+    path = job.directory / 'scrubbed'
+    if not path.exists():
+        store = Store.create(path, Disk(), World())
+        for _ in range(max(1, job.sizes.sequential_bytes // (SCRUB_CHUNK_BYTES * SCRUB_CHUNKS_AT_ONCE))):
+            plains = [os.urandom(SCRUB_CHUNK_BYTES) for _ in range(SCRUB_CHUNKS_AT_ONCE)]
+            store.chunks.put_batch(RecordKind.DATA, plains)
+            synthetic.commit(store)
+        store.close(clean=True)
+    return path
+
+
+def scrub(filesystem: Filesystem, job: Job) -> Values:
+    """A scrub of another store at full rate, in its worker: bytes it verifies in a second, its memory; and
+    the speed that is left to an untar while it runs all the time."""
+    path = scrub_store(job)
+    uuid = decode_superblock((path / 'superblock').read_bytes()).uuid
+    spec = ScrubSpec(path, uuid, slots_of(1, 1), 0)
+    values = _left_beside(filesystem, job, {'scrub': spec})
+    if isinstance(filesystem, Snapfs):
+        found = recounts.measure(spec)
+        read = sum(one.bytes for one in found.result.slots)
+        values['scrub_speed'] = read / found.wall_seconds / 1e6
+        values['scrub_memory'] = found.memory_bytes / MIB
+    return values
 
 
 # --- bytes that come back --------------------------------------------------------------------------------
@@ -340,6 +376,7 @@ def _record_cost() -> Values:
 DELETION: dict[str, Callable[[Filesystem, Job], Values]] = {
     'counting': counting,
     'beside': beside,
+    'scrub': scrub,
     'release': release,
     'many': many,
     'overhead': overhead,

@@ -81,6 +81,15 @@ class _Node:
 Tree = list[list[_Node]]
 
 
+def commit(store: Store, heads: Sequence[HeadUpdate] = ()) -> None:
+    """Commit what was put, and new heads."""
+    store.chunks.sync()
+    rows = store.chunks.commit_rows()
+    sequence = store.journal.last_sequence
+    store.catalog.commit(Commit(heads, rows.chunks, rows.packs, (), sequence, store.world.time_ns()))
+    store.chunks.committed(rows)
+
+
 class _Maker:
     def __init__(self, store: Store, shape: Shape) -> None:
         self.store = store
@@ -126,16 +135,7 @@ class _Maker:
         """Store what is kept."""
         self.store.chunks.put_batch(RecordKind.NODE, self._plains)
         self._plains = []
-        self.commit()
-
-    def commit(self, heads: Sequence[HeadUpdate] = ()) -> None:
-        """Commit what was put, and new heads."""
-        store = self.store
-        store.chunks.sync()
-        rows = store.chunks.commit_rows()
-        sequence = store.journal.last_sequence
-        store.catalog.commit(Commit(heads, rows.chunks, rows.packs, (), sequence, store.world.time_ns()))
-        store.chunks.committed(rows)
+        commit(self.store)
 
     def branch(self, level: int, nodes: Sequence[_Node]) -> _Node:
         """A branch above these nodes."""
@@ -168,7 +168,7 @@ class _Maker:
         """Make this tree the volume's head."""
         self.flush()
         root = tree[-1][0]
-        self.commit([HeadUpdate(volume, root.id, root.items, root.refs, limits.INO_MAX)])
+        commit(self.store, [HeadUpdate(volume, root.id, root.items, root.refs, limits.INO_MAX)])
 
     def data(self) -> int:
         """Write the rows of all data, and packs for them to point into; return how many."""

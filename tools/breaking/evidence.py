@@ -61,6 +61,12 @@ def _(p: Patient) -> None:
     p.sql('UPDATE snapshot SET root = ? WHERE name = ?', rows[0][0], victim(p)[1])
 
 
+@kind('snapshot-root-end', "the last bit of a snapshot's root")
+def _(p: Patient) -> None:
+    _, name, root = victim(p)
+    p.sql('UPDATE snapshot SET root = ? WHERE name = ?', root[:-1] + bytes([root[-1] ^ 1]), name)
+
+
 @kind('hold-of-nobody', 'a hold on a snapshot that is not there')
 def _(p: Patient) -> None:
     p.sql("INSERT INTO hold VALUES (77777, x'61', 'ann', 'why', 1, NULL)")

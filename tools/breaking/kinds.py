@@ -338,6 +338,12 @@ def _(p: Patient) -> None:
     p.sql('UPDATE chunk SET plain = plain + 1 WHERE id = ? AND plain < 131072', extents(p)[0][1][-1])
 
 
+@kind('index-id-end', 'the last bit of an id in the index')
+def _(p: Patient) -> None:
+    id = extents(p)[0][1][-1]
+    p.sql('UPDATE chunk SET id = ? WHERE id = ?', id[:-1] + bytes([id[-1] ^ 1]), id)
+
+
 @kind('index-no-pack', 'the index names a pack that was never there')
 def _(p: Patient) -> None:
     p.sql('UPDATE chunk SET pack = 9999 WHERE id = ?', extents(p)[0][1][-1])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph, find
-from tools.checker.spill import RECORDS, part_of, range_of, read_part, text_of, words
+from tools.checker.spill import RECORDS, part_of, range_of, read_part, text_of, words, words_of
 from tools.checker.store import Store, query
 
 PACK_SHIFT = np.uint64(32)
@@ -134,7 +134,7 @@ class _Part:
             self._records()
         self._known(bad)
         for id in self.world.wanted:
-            a, b = int.from_bytes(id[:8], 'big'), int.from_bytes(id[8:16], 'big')
+            a, b = words_of(id)
             if part_of(np.array([a], dtype=np.uint64), self.world.parts)[0] == self.part:
                 self._mark(('chunk-named', f'chunk {id.hex()}', 'was asked for'), a, b)
         return self.result
@@ -160,8 +160,8 @@ class _Part:
             self._absent_one(a, b)
         resting = refs[(flag & RESTING > 0) & (flag & STRICT == 0)]
         lost = find(self.quarantine.a, self.quarantine.b, resting['a'], resting['b']) == NOBODY
-        for a, b in sorted(set(zip(resting['a'][lost].tolist(), resting['b'][lost].tolist(), strict=True))):
-            text = text_of(a, b)
+        for a, _b in sorted(set(zip(resting['a'][lost].tolist(), resting['b'][lost].tolist(), strict=True))):
+            text = text_of(a)
             self.result.findings.append(
                 ('request-incomplete', f'chunk {text}', 'is neither indexed nor in quarantine')
             )
@@ -172,7 +172,7 @@ class _Part:
                 self._absent_one(a, b)
             elif flag & RESTING and not self._has(self.quarantine, a, b):
                 self.result.findings.append(
-                    ('request-incomplete', f'node {text_of(a, b)}', 'the top of a request is not there')
+                    ('request-incomplete', f'node {text_of(a)}', 'the top of a request is not there')
                 )
 
     @staticmethod
@@ -181,7 +181,7 @@ class _Part:
         return bool(find(table.a, table.b, *column)[0] != NOBODY)
 
     def _absent_one(self, a: int, b: int) -> None:
-        text = f'chunk {text_of(a, b)}'
+        text = f'chunk {text_of(a)}'
         if self._has(self.quarantine, a, b):
             key = ('chunk-condemned', text, 'is only in quarantine, and something that stands needs it')
         elif self._has(self.freed, a, b):
@@ -199,9 +199,7 @@ class _Part:
         for ref, index in zip(refs[wrong], row[wrong], strict=True):
             plain, kind = self.index.plain[index], self.index.kind[index]
             what = f'a file says {ref["plain"]} bytes, the index {plain} of kind {kind}'
-            self._mark(
-                ('chunk-length', f'chunk {text_of(ref["a"], ref["b"])}', what), int(ref['a']), int(ref['b'])
-            )
+            self._mark(('chunk-length', f'chunk {text_of(ref["a"])}', what), int(ref['a']), int(ref['b']))
 
     # --- what is there and not referred to ---------------------------------------------------------------
     def _leaks(self, at: NDArray[np.int64], top_at: NDArray[np.int64], tops: NDArray[np.void]) -> None:
@@ -275,7 +273,7 @@ class _Part:
                 continue
             bad.add(row)
             where = self.world.places.get(int(table.pack[row]), f'pack number {table.pack[row]}')
-            chunk = text_of(int(table.a[row]), int(table.b[row]))
+            chunk = text_of(int(table.a[row]))
             text = f'{name} names offset {table.offset[row]}; there is no such record of chunk {chunk}'
             self._mark(('index-record', where, text), int(table.a[row]), int(table.b[row]))
 
@@ -300,7 +298,7 @@ class _Part:
         for a, b in zip(self.damaged[0].tolist(), self.damaged[1].tolist(), strict=True):
             key = np.array([a], dtype=np.uint64), np.array([b], dtype=np.uint64)
             row = int(find(self.index.a, self.index.b, *key)[0])
-            text = f'chunk {text_of(a, b)}'
+            text = f'chunk {text_of(a)}'
             if row in bad:
                 continue
             if self.world.full and row != NOBODY:

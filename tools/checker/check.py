@@ -34,7 +34,7 @@ from tools.checker.naming import Hit, Namer
 from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
 from tools.checker.spill import ASKED as ASKED_ROWS
-from tools.checker.spill import Spill, parts_for, text_of, words
+from tools.checker.spill import Spill, parts_for, text_of, words, words_of
 from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
 
 TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
@@ -296,12 +296,12 @@ class _Check:
         """Report what is lost, with the files that are concerned."""
         keys: dict[tuple[str, str], int] = {}
         what: dict[int, tuple[str, str, str]] = {}
-        ids: dict[int, set[bytes]] = {}
+        ids: dict[int, set[tuple[int, int]]] = {}
         nodes: dict[int, set[int]] = {}
         for bad, owners in found:
             number = keys.setdefault(bad.key[:2], len(keys))
             what.setdefault(number, bad.key)
-            ids.setdefault(number, set()).add(bad.a.to_bytes(8, 'big') + bad.b.to_bytes(8, 'big'))
+            ids.setdefault(number, set()).add((bad.a, bad.b))
             mine = self.graph.by_owner(owners)
             nodes.setdefault(number, set()).update(mine[mine != NOBODY].tolist())
         namer = Namer(self.graph, self.standing, self._leaf)
@@ -310,15 +310,11 @@ class _Check:
             for node in some:
                 wanted.setdefault(number, {})[node] = namer.hits(node, ids[number])
         files = namer.files(wanted)
-        lost_tops = {id for number in ids for id in ids[number]}
         for number, key in what.items():
             named = list(files.get(number, ()))
             for root in self.catalog.roots:
-                if (
-                    root.tops
-                    and root.tops[0][:16] in lost_tops & ids[number]
-                    and (root.strict or root.resting)
-                ):
+                standing = root.strict or root.resting
+                if standing and root.tops and words_of(root.tops[0]) in ids[number]:
                     named.append((root.name, '/ (the whole tree)', None, None))
             text = key[2] if named else f'{key[2]}; nothing that stands needs it'
             count = len(ids[number])
@@ -343,7 +339,7 @@ class _Check:
         def read(node: int) -> Leaf:
             found = self._leaf(node)
             if found is None:
-                raise Corrupt(f'node {text_of(*self.graph.nodes[node][["a", "b"]])} cannot be read again')
+                raise Corrupt(f'node {text_of(self.graph.nodes[node]["a"])} cannot be read again')
             return found
 
         namer = Namer(self.graph, self.standing, self._leaf)
@@ -356,11 +352,6 @@ class _Check:
             except Corrupt as error:
                 self.report.could_not(root.name, str(error))
             self.report.progress('trees', done + 1, len(self.standing))
-
-
-def words_of(id: bytes) -> tuple[int, int]:
-    """Return the first two numbers of an id."""
-    return int.from_bytes(id[:8], 'big'), int.from_bytes(id[8:16], 'big')
 
 
 # What worker processes are forked with, and their own files.

@@ -126,9 +126,9 @@ class Graph:
             here, above = seen[index], self.nodes[parents[index]]
             report.add(
                 'node-totals',
-                f'node {text_of(here["a"], here["b"])}',
+                f'node {text_of(here["a"])}',
                 f'level {here["level"]}, {here["items"]} items and {here["refs"]} references below; '
-                f'its parent {text_of(above["a"], above["b"])} of level {above["level"]} says '
+                f'its parent {text_of(above["a"])} of level {above["level"]} says '
                 f'{told["items"][index]} and {told["refs"][index]}',
             )
 
@@ -154,7 +154,7 @@ class Graph:
                     one = self.nodes[node]
                     report.add(
                         'node-order',
-                        f'node {text_of(one["a"], one["b"])}',
+                        f'node {text_of(one["a"])}',
                         f'has keys from {low.hex()} to {high.hex()}, which are not its own',
                     )
             ends = [(first[node], last[node]) for node in below if node != NOBODY and first[node] is not None]

@@ -16,6 +16,7 @@ from snapfs.format.nodes import Leaf
 from tools.checker.catalog import Root, printable
 from tools.checker.graph import Graph, Indexes
 from tools.checker.leaves import DIRECTORY
+from tools.checker.spill import words
 
 Read = Callable[[int], Leaf | None]
 File = tuple[str, str, int | None, int | None]
@@ -42,8 +43,8 @@ class Namer:
         self._roots = roots
         self._read = read
 
-    def hits(self, node: int, ids: set[bytes]) -> list[Hit]:
-        """Return what a node loses with chunks whose ids begin with these 16 bytes."""
+    def hits(self, node: int, ids: set[tuple[int, int]]) -> list[Hit]:
+        """Return what a node loses with chunks of these ids (their `words_of`)."""
         graph = self._graph
         count = int(graph.nodes['children'][node])
         if count:
@@ -51,7 +52,7 @@ class Namer:
             found = []
             for slot in range(start, start + count):
                 child = graph.declared[slot]
-                if int(child['a']).to_bytes(8, 'big') + int(child['b']).to_bytes(8, 'big') in ids:
+                if (int(child['a']), int(child['b'])) in ids:
                     low = int.from_bytes(graph.keys[slot][:8] or b'\x01', 'big')
                     high = graph.keys[slot + 1][:8] if slot + 1 < start + count else b''
                     end = f'to {int.from_bytes(high, "big")}' if high else 'on'
@@ -120,7 +121,9 @@ class Namer:
         return names
 
 
-def _leaf_hits(leaf: Leaf, ids: set[bytes]) -> Iterable[Hit]:
+def _leaf_hits(leaf: Leaf, ids: set[tuple[int, int]]) -> Iterable[Hit]:
+    first, rest = words(leaf.refs)
+    pairs = list(zip(first.tolist(), rest.tolist(), strict=True))
     for index, key in enumerate(leaf.keys):
         value = leaf.values[index]
         if key[8] == EXTENT:
@@ -129,7 +132,7 @@ def _leaf_hits(leaf: Leaf, ids: set[bytes]) -> Iterable[Hit]:
             position = value[2]
         else:
             continue
-        if leaf.refs[position * limits.ID_BYTES :][:16] not in ids:
+        if pairs[position] not in ids:
             continue
         ino, _, suffix = decode_key(key)
         if key[8] == EXTENT:

@@ -30,7 +30,7 @@ def test_the_defaults_are_those_promised(batch_store):
         'automatic': 'on', 'interval': '1h', 'grace-kept': '7d', 'grace-dropped': '1h', 'limit-share': '30%',
         'limit-dropped': '100%', 'limit-drop': '0%',
         'rate': '32MiB', 'repack-waste': '50%', 'second-person': 'off', 'approval': '3d',
-        'canary': 'on', 'hook': '',
+        'canary': 'on', 'scrub': '30d', 'scrub-rate': '16MiB', 'hook': '',
     }  # fmt: skip
     found = load(batch_store.catalog)
     assert (found.grace_ns('kept'), found.grace_ns('dropped')) == (7 * 24 * HOUR_NS, HOUR_NS)

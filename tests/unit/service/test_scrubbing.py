@@ -21,6 +21,8 @@ from tests.support.collecting import DAY, collected, forget, noise, remove_file,
 FILES = 12
 HALF = slots_of(1, 2)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def collecting(tmp_path: Path) -> AsyncIterator[Collecting]:

@@ -17,6 +17,8 @@ from tests.support.stores import fresh_engine
 
 DATA = noise(5, 12_000)
 
+pytestmark = pytest.mark.slow
+
 
 async def read(engine: Engine, name: str) -> bytes:
     head = engine.head('home')
