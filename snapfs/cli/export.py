@@ -1,78 +1,103 @@
-"""L7 export: the commands `snapfs export` and `snapfs verify`. Main thread."""
+"""L7 export: the command `snapfs export`. Main thread, which reads the store itself, mounted or not."""
 
 from __future__ import annotations
 
+import errno
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from snapfs.cli import output
-from snapfs.errors import Invalid
+from snapfs.errors import Corrupt, Refused
+
+if TYPE_CHECKING:
+    from snapfs.rescue.export import Snapshot
+    from snapfs.rescue.reader import Reader
 
 
 @click.command('export', epilog='Example: snapfs export home@monday -o monday.export')
 @click.argument('snapshot', metavar='VOLUME@NAME')
-@click.option('-o', 'out', metavar='FILE', required=True, help='Where the list goes; must not be there.')
+@click.option('-o', 'file', metavar='FILE', help='Write there, and print the root; a new file.')
 @output.store_options
-def export_command(snapshot: str, out: str) -> None:
-    """List everything in a snapshot, with one hash over it (a Merkle root).
+def export_command(snapshot: str, file: str | None) -> None:
+    """Write down every file of a snapshot, with the hashes of its contents, and one hash over all of it.
 
-    Keep the list, or only the hash, where the store is not. `snapfs verify` rechecks the store against it
-    later, and so does a short script that needs no snapfs: snapfs verify --script.
+    The text is JSON, a line for each file. Whoever keeps it, or only its last line, the root, can tell later
+    whether the snapshot is still the same and all there: snapfs verify; or without snapfs, by the script that
+    `snapfs verify --script` prints.
     """
-    found = output.call_watched('export', snapshot=snapshot, out=os.path.abspath(out))
-    output.show(found, lambda one: output.say(f'{one["entries"]} names, root {one["root"]}'))
+    with opened_store() as reader:
+        found = named_snapshot(reader, snapshot)
+        if file is None:
+            _write(reader, found, sys.stdout.buffer)
+            return
+        path = Path(file)
+        try:
+            with path.open('xb') as target:
+                told = _write(reader, found, target)
+        except FileExistsError:
+            raise Refused(errno.EEXIST, f'{path} exists already; name a new file') from None
+        except BaseException:
+            path.unlink(missing_ok=True)  # half an export is none
+            raise
+    output.show({**told, 'file': file}, lambda value: output.say(f'root {value["root"]}'))
 
 
-@click.command('verify', epilog='Example: snapfs verify monday.export')
-@click.argument('file', metavar='[FILE]', required=False)
-@click.option('--root', metavar='HASH', help='The root that the list must have.')
-@click.option('--script', is_flag=True, help='Print a script that does the same without snapfs.')
-@output.store_options
-def verify_command(file: str | None, root: str | None, script: bool) -> int:
-    """Recheck a snapshot from the raw store: every chunk that an export lists is read and hashed.
-
-    The exit code is 0 when all is there and right, 1 otherwise.
-    """
-    source = _source()
-    if script:
-        output.say(source.rstrip('\n'))
-        return 0
-    if file is None:
-        raise Invalid('give the FILE of an export, or --script')
-    if not os.path.isfile(file):
-        raise Invalid(f'there is no file {file}')
+@contextmanager
+def opened_store() -> Iterator[Reader]:
+    """The store that the options mean, to be read. No pack goes meanwhile."""
+    from snapfs.format.superblock import decode_superblock
+    from snapfs.rescue.reader import Reader
     from snapfs.service import client
+    from snapfs.store.durable import Disk
+    from snapfs.store.lock import as_verifier
 
-    store, _as_json = click.get_current_context().obj
-    target = client.locate(store, os.environ)
-    ran = subprocess.run(
-        [sys.executable, '-c', source, file, str(target.store)], capture_output=True, text=True, check=False
-    )
-    lines = ran.stdout.splitlines()
-    if ran.returncode not in (0, 1) or not lines:
-        raise Invalid(f'{file} is no export that can be read: {ran.stderr.strip().splitlines()[-1:]}')
-    good = ran.returncode == 0 and (root is None or lines[-1].split()[1] == root.lower())
-    value = {
-        'good': good,
-        'root': lines[-1].split()[1],
-        'wrong': [one for one in lines if one.startswith('WRONG')],
-    }
-    output.show(value, _render)
-    return 0 if good else 1
+    option, _as_json = click.get_current_context().obj
+    store = client.locate(option, os.environ).store
+    uuid = decode_superblock((store / 'superblock').read_bytes()).uuid
+    with as_verifier(Disk(), store):
+        reader = Reader(store, uuid)
+        try:
+            yield reader
+        finally:
+            reader.close()
 
 
-def _source() -> str:
-    import tools
+def named_snapshot(reader: Reader, text: str) -> Snapshot:
+    """Return the standing snapshot VOLUME@NAME. Refused(ENOENT)."""
+    from snapfs.rescue.export import find_snapshot
+    from snapfs.service.commands import parse_snapshot
 
-    return (Path(tools.__path__[0]) / 'verify_export.py').read_text()
+    found = find_snapshot(reader, *parse_snapshot(text))
+    if found is None:
+        raise Refused(errno.ENOENT, f'there is no snapshot {text}', advice='See: snapfs snapshot list')
+    return found
 
 
-def _render(value: Any) -> None:
-    for line in value['wrong']:
-        output.say(line)
-    output.say(f'root {value["root"]}: {"all is there and right" if value["good"] else "NOT as exported"}')
+@contextmanager
+def advised(title: str) -> Iterator[None]:
+    """Whoever meets damage in a snapshot's tree is told what to do about it."""
+    try:
+        yield
+    except Corrupt as error:
+        raise Corrupt(f'{title}: {error}', advice=f'Next: snapfs recover {title}') from error
+
+
+def _write(reader: Reader, snapshot: Snapshot, target: BinaryIO) -> dict[str, Any]:
+    from snapfs.rescue.export import export_lines, first_line, last_line
+    from snapfs.rescue.merkle import Merkle
+
+    merkle = Merkle()
+    target.write(first_line(snapshot, reader.uuid) + b'\n')
+    with advised(snapshot.title):
+        for line in export_lines(reader, snapshot):
+            merkle.add(line.text)
+            target.write(line.text + b'\n')
+    target.write(last_line(merkle) + b'\n')
+    target.flush()
+    return {'snapshot': snapshot.title, 'lines': merkle.lines, 'root': merkle.root().hex()}

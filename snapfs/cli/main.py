@@ -36,8 +36,8 @@ NOUNS = {
     'damage': ('damage', 'Say which files have lost which bytes.'),
     'recover': ('recover', 'Bring back what a damaged snapshot has lost.'),
     'rebuild': ('rebuild', 'Make a new catalog for a store that has lost its own.'),
-    'export': ('export', 'List everything in a snapshot, with one hash over it.'),
-    'verify': ('export', 'Recheck a snapshot from the raw store, against an export.'),
+    'export': ('export', 'Write down what a snapshot holds, with one hash over it.'),
+    'verify': ('verify', 'Check a snapshot, or an export of one, against its hash.'),
     'drill': ('drill', 'Replay accidents on a scratch store, and say what stops them.'),
 }
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_SYSTEM, EXIT_PIPE = 2, 130, 1, 141

@@ -60,7 +60,6 @@ JOBS = {
     ),
     'scrub': Job('snapfs.rescue.scrub', 'scrub', 'snapfs.rescue.scrub_values', 'ScrubSpec', 'Scrubbed'),
     'survey': Job('snapfs.rescue.survey', 'survey', 'snapfs.rescue.recover_values', 'SurveySpec', 'Survey'),
-    'export': Job('snapfs.rescue.export', 'export', 'snapfs.rescue.export_values', 'ExportSpec', 'Exported'),
     'why': Job('snapfs.collect.why', 'why', 'snapfs.collect.why_values', 'WhySpec', 'Why'),
     'proof': Job('snapfs.collect.proof', 'prove', 'snapfs.collect.proof_values', 'ProofSpec', 'Proof'),
 }

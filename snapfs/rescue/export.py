@@ -1,25 +1,35 @@
-"""L4 export: the list of everything in a snapshot, with one hash over it. Blocking; in a process of its own
-(collect/worker.py).
+"""L4 export: what a snapshot holds, as text that one hash stands for. Blocking; one thread; reads only.
 
-One JSON object a line, keys sorted, no spaces, ordered by path: first {"export": 1, "snapshot", "store",
-"view"}, then for each name {"path", "mode", "uid", "gid", "size", "mtime_ns"} and, where there is any,
-"target" (of a symbolic link), "rdev", "xattrs" ([name, value or id of its chunk]), "parts" ([first byte,
-length, id of the chunk, where in it]). Paths are UTF-8 with undecodable bytes as lone surrogates in JSON's
-escapes. The last line is `root` and the Merkle root of all lines before: a leaf is BLAKE3-256 of a zero
-byte and the line with its newline, a parent that of a one byte and its two children; a node without a
-neighbour goes up as it is (like Certificate Transparency, RFC 6962). It does
-not depend on nodes, packs or compression."""
+Specification, version 1. An export is JSON, one value on each line, in ASCII, without blanks, keys in the
+order given here. Strings are file names and the like: bytes that are no UTF-8 stand as lone surrogates,
+U+DC80 to U+DCFF (PEP 383). Numbers are decimal, ids and values hexadecimal.
+
+- First line: {"snapfs-export":1,"snapshot":VOLUME@NAME,"store":uuid,"created_ns":n,"epoch":n}.
+- A line for each name, a directory before what is in it, names of a directory ascending by their bytes:
+  "path" ("/" is the top directory), "mode" (as st_mode), "uid", "gid", "mtime_ns"; "size" of a regular file,
+  "target" of a symbolic link, "rdev" of a device; "xattrs" if there are any, ascending by name, [name, value]
+  up to 1,024 bytes and [name, length, id] above; "chunks" if there are any, the first 1,000, ascending.
+  A further name of the same file has only "path" and "link", which is the first name.
+- Each 1,000 chunks more of this file: a line {"more":[...]}.
+- A chunk is [offset in the file, length, id], and where an extent is only a part of its chunk [offset,
+  length, id, skip, length of the chunk]. What no chunk covers is a hole. An id is BLAKE3 of the chunk's
+  plain bytes.
+- Last line: {"lines":n,"root":hash}, over all lines but the first and the last, as merkle.py says.
+
+So the root follows from what a user can see of a snapshot and from where its files are cut. It does not
+depend on the snapshot's name, on inode numbers, on the shape of the tree, on packs or on compression. Not in
+it are access, change and birth times, and the order in a directory.
+
+Memory follows the entries of one path's directories, and the number of files with several names."""
 
 from __future__ import annotations
 
 import json
-import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from blake3 import blake3
+from typing import Any, NamedTuple
 
 from snapfs import limits
 from snapfs.errors import Corrupt
@@ -27,132 +37,237 @@ from snapfs.format.items import (
     INODE_GID,
     INODE_MODE,
     INODE_MTIME,
+    INODE_NLINK,
+    INODE_PARENT,
     INODE_RDEV,
     INODE_SIZE,
     INODE_TARGET,
     INODE_UID,
     Value,
 )
-from snapfs.format.keys import DIRENT, EXTENT, INODE, XATTR, suffix_number
+from snapfs.format.keys import DIRENT, EXTENT, KEY_BYTES_MIN, XATTR, inode_key, kind_range, suffix_number
 from snapfs.format.nodes import Branch, Leaf, decode_node
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
-from snapfs.rescue.export_values import Exported, ExportSpec
-from snapfs.rescue.reader import Reader
+from snapfs.rescue.merkle import Merkle
+from snapfs.rescue.reader import Place, Reader
+from snapfs.tree import Root, get, range_leaf
 
-Progress = Callable[[int, int], None]
-
-
-@dataclass(slots=True)
-class _Inode:
-    value: Value
-    parts: list[list[Any]]
-    xattrs: list[list[str]]
-    names: list[tuple[bytes, int]]  # of a directory
+VERSION = 1
+DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
+Object = dict[str, Any]
 
 
-def export(spec: ExportSpec, progress: Progress = lambda done, known: None) -> Exported:
-    """Write the list to `spec.out`, which must not be there. Corrupt when a node cannot be read: a list
-    with holes would prove nothing. Memory grows with the metadata of the snapshot."""
-    reader = Reader(spec.store, spec.uuid)
-    try:
-        inodes = _inodes(reader, spec.root, progress)
-    finally:
-        reader.close()
-    head = {'export': 1, 'snapshot': spec.name, 'store': spec.uuid.hex(), 'view': spec.view}
-    level: list[bytes] = []
-    fd = os.open(spec.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with open(fd, 'wb') as file:
-        for fields in (head, *_entries(inodes)):
-            line = (json.dumps(fields, sort_keys=True, separators=(',', ':')) + '\n').encode()
-            level.append(blake3(b'\0' + line).digest())
-            file.write(line)
-        root = merkle_root(level)
-        file.write(f'root {root.hex()}\n'.encode())
-    return Exported(root, len(level) - 1)
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A standing snapshot, as the catalog has it. `title`: VOLUME@NAME."""
+
+    title: str
+    root: Root
+    epoch: int
+    created_ns: int
 
 
-def merkle_root(level: Sequence[bytes]) -> bytes:
-    """Return the root over leaves."""
-    level = list(level)
-    while len(level) > 1:
-        pairs = [level[at : at + 2] for at in range(0, len(level), 2)]
-        level = [blake3(b'\1' + b''.join(pair)).digest() if len(pair) == 2 else pair[0] for pair in pairs]
-    return level[0]
+class Ref(NamedTuple):
+    """A data chunk that a file needs: its id, and the bytes that it has when decompressed."""
+
+    id: bytes
+    length: int
 
 
-def _inodes(reader: Reader, root: bytes | None, progress: Progress) -> dict[int, _Inode]:
-    found: dict[int, _Inode] = {}
-    for leaf in _leaves(reader, root):
-        for index, key in enumerate(leaf.keys):
-            ino, kind, value = int.from_bytes(key[:8], 'big'), key[8], leaf.value(index)
-            if kind == INODE:
-                found[ino] = _Inode(value, [], [], [])
-            elif ino not in found:
-                continue  # the list of files without a name
-            elif kind == DIRENT:
-                found[ino].names += [(name, child) for name, child, _ in value]
-            elif kind == EXTENT:
-                skip = value[1] if len(value) == 4 else 0
-                found[ino].parts.append([suffix_number(key), value[0], value[-1].hex(), skip])
-            elif kind == XATTR:
-                found[ino].xattrs.append([_text(key[9:]), value[-1].hex()])
-        progress(len(found), 0)
-    return found
+class Line(NamedTuple):
+    """A line of an export, without its line feed, the file that it is about, and the chunks in it."""
+
+    path: str
+    text: bytes
+    refs: tuple[Ref, ...]
 
 
-def _leaves(reader: Reader, root: bytes | None) -> Iterator[Leaf]:
-    todo = [root] if root is not None else []
-    while todo:
-        id = todo.pop()
-        places = reader.places_of(id)
-        if not places:
-            raise Corrupt(f'node {id.hex()} is missing')
-        data = memoryview(reader.read(places[0].pack, HEADER_BYTES + places[0].stored, places[0].offset))
-        header = decode_header(data)
-        if header.id != id:
-            raise Corrupt(f'node {id.hex()}: another record stands there')
-        node = decode_node(decode_payload(header, data[HEADER_BYTES:]))
-        if isinstance(node, Branch):
-            todo += reversed(node.children)
-        else:
-            yield node
+def find_snapshot(reader: Reader, volume: str, name: str) -> Snapshot | None:
+    """Return a standing snapshot, or None."""
+    columns = 's.root, s.root_items, s.root_refs, s.epoch, s.created_ns'
+    rows = reader.query(
+        f'SELECT {columns} FROM snapshot s JOIN volume v USING (volume) WHERE v.name = ? AND s.name = ?',
+        [one.encode('utf-8', 'surrogateescape') for one in (volume, name)],
+    )
+    return Snapshot(f'{volume}@{name}', Root(*rows[0][:3]), *rows[0][3:]) if rows else None
 
 
-def _entries(inodes: dict[int, _Inode]) -> Iterator[dict[str, Any]]:
-    paths: list[tuple[bytes, int]] = []
-    todo = [(b'', limits.INO_ROOT)]
-    seen: set[int] = set()
-    while todo:
-        path, ino = todo.pop()
-        inode = inodes.get(ino)
-        if inode is None:
-            raise Corrupt(f'inode {ino} is missing')
-        paths.append((path or b'/', ino))
-        if stat.S_ISDIR(inode.value[INODE_MODE]):
-            if ino in seen:
-                raise Corrupt(f'directory {ino} is below itself')
-            seen.add(ino)
-            todo += [(path + b'/' + name, child) for name, child in inode.names]
-    for path, ino in sorted(paths):
-        yield _entry(path, inodes[ino])
+def first_line(snapshot: Snapshot, uuid: bytes) -> bytes:
+    """Return the line that an export begins with."""
+    return encode(
+        {
+            'snapfs-export': VERSION,
+            'snapshot': snapshot.title,
+            'store': uuid.hex(),
+            'created_ns': snapshot.created_ns,
+            'epoch': snapshot.epoch,
+        }
+    )
 
 
-def _entry(path: bytes, inode: _Inode) -> dict[str, Any]:
-    value = inode.value
-    fields: dict[str, Any] = {
-        'path': _text(path), 'mode': value[INODE_MODE], 'uid': value[INODE_UID], 'gid': value[INODE_GID],
-        'size': value[INODE_SIZE], 'mtime_ns': value[INODE_MTIME],
-    }  # fmt: skip
-    if value[INODE_TARGET]:
-        fields['target'] = _text(value[INODE_TARGET])
-    if value[INODE_RDEV]:
-        fields['rdev'] = value[INODE_RDEV]
-    if inode.xattrs:
-        fields['xattrs'] = inode.xattrs
-    if inode.parts:
-        fields['parts'] = inode.parts
-    return fields
+def last_line(merkle: Merkle) -> bytes:
+    """Return the line that an export ends with."""
+    return encode({'lines': merkle.lines, 'root': merkle.root().hex()})
 
 
-def _text(raw: bytes) -> str:
-    return raw.decode('utf-8', 'surrogateescape')
+def encode(value: Object) -> bytes:
+    """Return a line as it stands in an export, without its line feed."""
+    return json.dumps(value, separators=(',', ':')).encode('ascii')
+
+
+def export_lines(reader: Reader, snapshot: Snapshot) -> Iterator[Line]:
+    """Yield all lines of a snapshot but the first and the last. Corrupt, with the path, for the first thing
+    that cannot be read: a root over a part would look like one over all."""
+    return _Walk(reader, snapshot.root).lines()
+
+
+def plain_of(reader: Reader, place: Place) -> bytes:
+    """Return a chunk's plain bytes, verified. Corrupt; OSError."""
+    data = memoryview(reader.read(place.pack, HEADER_BYTES + place.stored, place.offset))
+    header = decode_header(data)
+    if header.id != place.id:
+        raise Corrupt(f'another record stands there: {header.id.hex()}')
+    return decode_payload(header, data[HEADER_BYTES : HEADER_BYTES + header.stored_length])
+
+
+class _Walk:
+    def __init__(self, reader: Reader, root: Root) -> None:
+        self._reader = reader
+        self._root = root
+        self._nodes: OrderedDict[bytes, Leaf | Branch] = OrderedDict()
+        self._first_names: dict[int, str] = {}  # of files with several
+
+    def lines(self) -> Iterator[Line]:
+        if self._root.id is None:
+            return
+        yield from self._name('/', limits.INO_ROOT)
+        open_directories = [self._children(limits.INO_ROOT, '/')]
+        while open_directories:
+            entry = next(open_directories[-1], None)
+            if entry is None:
+                open_directories.pop()
+                continue
+            path, ino, is_directory = entry
+            yield from self._name(path, ino)
+            if is_directory:
+                open_directories.append(self._children(ino, path))
+
+    def _children(self, directory: int, path: str) -> Iterator[tuple[str, int, bool]]:
+        """Yield (path, inode number, is it a directory), by name. Every directory is in one place only, so a
+        walk comes to an end also where somebody has forged a circle."""
+        entries = [entry for _, value in self._items(directory, DIRENT, path) for entry in value]
+        entries.sort()
+        below: set[int] = set()
+        for name, ino, kind in entries:
+            child = f'{path.rstrip("/")}/{_text(name)}'
+            is_directory = kind == stat.S_IFDIR >> 12
+            if is_directory:
+                inode = self._inode(child, ino)
+                if inode[INODE_PARENT] != directory or ino in below or ino == limits.INO_ROOT:
+                    raise Corrupt(f'{child}: a directory that belongs somewhere else')
+                below.add(ino)
+            yield child, ino, is_directory
+
+    def _name(self, path: str, ino: int) -> Iterator[Line]:
+        inode = self._inode(path, ino)
+        kind = stat.S_IFMT(inode[INODE_MODE])
+        if kind != stat.S_IFDIR and inode[INODE_NLINK] > 1:
+            first = self._first_names.setdefault(ino, path)
+            if first != path:
+                yield Line(path, encode({'path': path, 'link': first}), ())
+                return
+        entry: Object = {
+            'path': path,
+            'mode': inode[INODE_MODE],
+            'uid': inode[INODE_UID],
+            'gid': inode[INODE_GID],
+            'mtime_ns': inode[INODE_MTIME],
+        }
+        if kind == stat.S_IFREG:
+            entry['size'] = inode[INODE_SIZE]
+        elif kind == stat.S_IFLNK:
+            entry['target'] = _text(inode[INODE_TARGET])
+        elif kind in DEVICES:
+            entry['rdev'] = inode[INODE_RDEV]
+        refs: list[Ref] = []
+        attributes = [_attribute(key, value, refs) for key, value in self._items(ino, XATTR, path)]
+        if attributes:
+            entry['xattrs'] = attributes
+        key = 'chunks'
+        for chunks, found in self._chunks(ino, path):
+            refs += found
+            entry[key] = chunks
+            if len(chunks) == limits.EXPORT_LINE_CHUNKS:
+                yield Line(path, encode(entry), tuple(refs))
+                entry, refs, key = {}, [], 'more'
+        if entry:
+            yield Line(path, encode(entry), tuple(refs))
+
+    def _chunks(self, ino: int, path: str) -> Iterator[tuple[list[list[Any]], list[Ref]]]:
+        """Yield the chunks of a file, so many as go on one line."""
+        chunks: list[list[Any]] = []
+        refs: list[Ref] = []
+        for key, value in self._items(ino, EXTENT, path):
+            length, id = value[0], value[-1]
+            part = [suffix_number(key), length, id.hex()]
+            chunks.append(part if len(value) == 2 else [*part, value[1], value[2]])
+            refs.append(Ref(id, length if len(value) == 2 else value[2]))
+            if len(chunks) == limits.EXPORT_LINE_CHUNKS:
+                yield chunks, refs
+                chunks, refs = [], []
+        if chunks:
+            yield chunks, refs
+
+    # --- the tree ----------------------------------------------------------------------------------------
+    def _inode(self, path: str, ino: int) -> Value:
+        try:
+            found = get(self._root, inode_key(ino), self._load)
+        except (Corrupt, OSError) as error:
+            raise Corrupt(f'{path}: {_why(error)}') from error
+        if found is None:
+            raise Corrupt(f'{path}: inode {ino} is missing')
+        return found
+
+    def _items(self, ino: int, kind: int, path: str) -> Iterator[tuple[bytes, Any]]:
+        low, high = kind_range(ino, kind)
+        following: bytes | None = low
+        while following is not None:
+            try:
+                items, following = range_leaf(self._root, following, high, self._load)
+            except (Corrupt, OSError) as error:
+                raise Corrupt(f'{path}: {_why(error)}') from error
+            yield from items
+
+    def _load(self, id: bytes) -> Leaf | Branch:
+        node = self._nodes.get(id)
+        if node is not None:
+            self._nodes.move_to_end(id)
+            return node
+        place = self._reader.places_of_many([id]).get(id)
+        if place is None:
+            raise Corrupt(f'node {id.hex()} is not in the index')
+        try:
+            node = decode_node(plain_of(self._reader, place))
+        except (Corrupt, OSError) as error:
+            where = f'{self._reader.name_of(place.pack)} at offset {place.offset}'
+            raise Corrupt(f'node {id.hex()}, {where}: {_why(error)}') from error
+        self._nodes[id] = node
+        if len(self._nodes) > limits.EXPORT_NODES_CACHED:
+            self._nodes.popitem(last=False)
+        return node
+
+
+def _attribute(key: bytes, value: Value, refs: list[Ref]) -> list[Any]:
+    name = _text(key[KEY_BYTES_MIN:])
+    if not value[0]:
+        return [name, value[1].hex()]
+    refs.append(Ref(value[2], value[1]))
+    return [name, value[1], value[2].hex()]
+
+
+def _text(name: bytes) -> str:
+    return name.decode('utf-8', 'surrogateescape')
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

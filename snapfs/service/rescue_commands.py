@@ -47,20 +47,3 @@ async def recover(
         raise Invalid('directories of donors are named with their whole path')
     wish = Wish(volume, row.name, name, paths, verify, dry_run, call.peer.name)
     return await Recovering(call.collecting).run(wish)
-
-
-@command('export')
-async def export(call: Call, snapshot: str, out: str) -> JSON:
-    """Write the list of a snapshot to a file of the store's owner."""
-    from snapfs.rescue.export_values import ExportSpec
-
-    volume, row = find_snapshot(call.engine, snapshot)
-    path, store = Path(out), call.engine.store
-    if not path.is_absolute() or not path.parent.is_dir():
-        raise Invalid(f'{out} does not name a file in a directory that is there')
-    if path.exists() or path.is_symlink():
-        raise Invalid(f'{out} is there already')
-    name = f'{volume}@{row.name}'
-    spec = ExportSpec(store.path, store.superblock.uuid, row.root, row.number, name, path)
-    found = await call.collecting.look('export', lambda: spec)
-    return {'snapshot': name, 'entries': found.entries, 'root': found.root.hex(), 'file': out}

@@ -103,7 +103,9 @@ class Scrubbing:
         """Return the slots whose last verification is older than this, or from a clock that was ahead; the
         oldest first."""
         now = self._world.time_ns()
-        seen = dict(self._engine.store.catalog.query('SELECT slot, verified_ns FROM scrubbed'))
+        # Where something was bad, a recovery may have come since.
+        text = 'SELECT slot, verified_ns FROM scrubbed WHERE bad = 0'
+        seen = dict(self._engine.store.catalog.query(text))
         stale = [slot for slot in slots if not now - age_ns < seen.get(slot, -1) <= now]
         return sorted(stale, key=lambda slot: seen.get(slot, -1))
 
@@ -120,9 +122,15 @@ class Scrubbing:
         store = self._engine.store
         spec = ScrubSpec(store.path, store.superblock.uuid, tuple(slots), rate)
         found: Scrubbed = await self._collecting.look('scrub', lambda: spec)
-        await self._world.run_in_thread(self._record, found)
         if found.bad_count:
+            # Here and now, before anything else gets a turn: a collection that begins sees that all is not
+            # well.
+            self._engine.core.report_damage(f'a scrub found {found.bad_count} damaged chunks', 0)
+            store.chunks.unreadable.update(one.id for one in found.bad)
+            await self._world.run_in_thread(self._record_damage, found)
             await self._damaged(found)
+        # Last: what was not told to the end is not verified, and is read again.
+        await self._world.run_in_thread(self._record, found)
         return found
 
     def _record(self, found: Scrubbed) -> None:
@@ -130,8 +138,10 @@ class Scrubbing:
         rows = [(one.slot, found.epoch, now, one.chunks, one.bytes, one.bad) for one in found.slots]
         with catalog.transaction() as db:
             db.executemany('INSERT OR REPLACE INTO scrubbed VALUES (?, ?, ?, ?, ?, ?)', rows)
-        if found.bad:
-            damage.record(catalog, {one.id: one.why for one in found.bad}, damage.SCRUB, now)
+
+    def _record_damage(self, found: Scrubbed) -> None:
+        lost = {one.id: one.why for one in found.bad}
+        damage.record(self._engine.store.catalog, lost, damage.SCRUB, self._world.time_ns())
 
     async def _damaged(self, found: Scrubbed) -> None:
         """Mark who needs what is lost, and stop the collector."""
@@ -139,7 +149,6 @@ class Scrubbing:
 
         store = self._engine.store
         ids = tuple(one.id for one in found.bad[: limits.WHY_CHUNKS_MAX])
-        store.chunks.unreadable.update(one.id for one in found.bad)
         names: list[str] = []
         try:
             why = await self._collecting.look('why', lambda: WhySpec(store.path, store.superblock.uuid, ids))

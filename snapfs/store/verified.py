@@ -1,8 +1,8 @@
 """L2 verified: what the table `scrubbed` says of snapshots. Any thread.
 
 A snapshot never changes, and its chunks lie in all slots alike. So the share of slots that were verified at
-its epoch or later is the share of its chunks, and once that is all of them every byte of it has been read
-and was right."""
+its epoch or later is the share of its chunks. Read is what the index names: that the index has lost a chunk,
+fsck and the proof after each deletion find."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -43,10 +45,13 @@ def run(script: str, store: Path, donors: Path) -> list[tuple[int, str]]:
 
 
 def spoil(store: Path) -> None:
-    """Turn a byte round in the middle of the largest pack."""
-    pack = max((store / 'packs' / 'data').rglob('?' * 32), key=lambda path: path.stat().st_size)
+    """Turn a byte round in the middle of the payload of the longest record."""
+    with sqlite3.connect(f'file:{store / "catalog.sqlite"}?mode=ro', uri=True) as db:
+        text = 'SELECT p.name, c.offset, c.stored FROM chunk c JOIN pack p USING (pack) WHERE c.kind = 1'
+        name, offset, stored = db.execute(f'{text} ORDER BY c.stored DESC, c.id LIMIT 1').fetchone()
+    pack = store / 'packs' / 'data' / name.hex()[:2] / name.hex()
     data = bytearray(pack.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[offset + 52 + stored // 2] ^= 1
     pack.write_bytes(data)
 
 
@@ -57,7 +62,7 @@ def test_the_commands_of_the_readme_find_the_damage_and_bring_everything_back(
     home, donors = mounted.path / 'home', tmp_path / 'donors'
     donors.mkdir()
     for number in range(20):
-        data = os.urandom(30_000)
+        data = random.Random(number).randbytes(30_000)
         (home / f'file {number}').write_bytes(data)
         (donors / f'copy {number}').write_bytes(data)
     (home / '.snapshots' / 'monday').mkdir()

@@ -1,5 +1,6 @@
 """A bit that rots under a mount: the scrub finds it, says where, and the collector waits for a person."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -67,3 +68,27 @@ def test_what_has_rotted_is_found_named_and_stops_the_collector(mounted: Mount) 
     mounted.snapfs('recover', 'home@monday', '--donors', str(donors))
     assert (monday / 'dir/file 7').read_bytes() == made['file 7'] == (home / 'dir/file 7').read_bytes()
     assert 'damaged: 0' in mounted.snapfs('scrub', '--again')
+
+
+def test_export_and_verify_beside_writers(mounted: Mount) -> None:
+    home = mounted.path / 'home'
+    made = fill(home)
+    (home / '.snapshots/monday').mkdir()
+    kept = mounted.place / 'kept'
+    root = json.loads(mounted.snapfs('export', 'home@monday', '-o', str(kept), '--json'))['root']
+    (home / 'dir/file 1').write_bytes(b'later')
+    mounted.snapfs('snapshot', 'rename', 'home@monday', 'first')
+    assert f'root {root}' in mounted.snapfs('verify', 'home@first', '--root', root)
+    assert f'root {root}, as it should be' in mounted.snapfs('verify', str(kept))
+    rot(mounted.store, made['file 1'])
+    assert '/dir/file 1' in mounted.snapfs('verify', str(kept), fails=True)
+    assert '/dir/file 1' in mounted.snapfs('verify', 'home@first', fails=True)
+
+
+def test_nothing_is_freed_under_the_eyes_of_whoever_checks(mounted: Mount) -> None:
+    fill(mounted.path / 'home')
+    mounted.snapfs('config', 'automatic', 'off')
+    with (mounted.store / 'superblock').open('rb') as superblock:
+        fcntl.flock(superblock, fcntl.LOCK_SH)
+        assert 'being checked' in mounted.snapfs('collect', fails=True)
+    mounted.snapfs('collect')
