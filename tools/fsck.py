@@ -168,6 +168,15 @@ def main(argv: Sequence[str] | None = None, prog: str = 'fsck.snapfs') -> int:
         print(f'{prog}: {error.line()}', file=sys.stderr)
         return USAGE
     bar.end()
+    try:
+        _tell(options, report, time.monotonic() - began)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `snapfs fsck … | head`: nobody listens any more; the exit code still counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code(report)
+
+
+def _tell(options: argparse.Namespace, report: Report, seconds: float) -> None:
     if options.as_json:
         value = {
             'store': str(options.store), 'quick': options.quick, 'partial': report.partial,
@@ -177,8 +186,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'fsck.snapfs') -> int:
         }  # fmt: skip
         print(json.dumps(value, indent=2))
     else:
-        say(report, time.monotonic() - began)
-    return exit_code(report)
+        say(report, seconds)
 
 
 if __name__ == '__main__':

@@ -161,6 +161,7 @@ def test_the_installer(tmp_path):
     environment = {**os.environ, 'SBIN': str(tmp_path), 'UNITS': str(tmp_path / 'units')}
     subprocess.run([INSTALL_HELPERS, BIN, 'units'], check=True, env=environment)
     assert os.readlink(tmp_path / 'mount.fuse.snapfs') == str(BIN / 'mount.fuse.snapfs')
+    assert os.readlink(tmp_path / 'fsck.fuse.snapfs') == str(BIN / 'fsck.fuse.snapfs')
     unit = (tmp_path / 'units' / 'snapfs@.service').read_text()
     assert f'ExecStart={BIN}/snapfs mount --foreground' in unit and '@SNAPFS@' not in unit
     if shutil.which('systemd-analyze'):
@@ -168,7 +169,7 @@ def test_the_installer(tmp_path):
         code, _out, err = system('systemd-analyze', 'verify', '--man=no', tmp_path / 'snapfs@x.service')
         assert (code, [line for line in err.split('\n') if 'snapfs' in line]) == (0, [])
     subprocess.run([INSTALL_HELPERS, '--remove'], check=True, env=environment)
-    assert [path.name for path in tmp_path.iterdir() if 'mount' in path.name] == []
+    assert [path.name for path in tmp_path.iterdir() if 'mount' in path.name or 'fsck' in path.name] == []
     found = subprocess.run(
         [INSTALL_HELPERS, tmp_path / 'none'], capture_output=True, text=True, env=environment
     )

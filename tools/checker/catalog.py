@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from snapfs import limits
 from snapfs.errors import Corrupt
 from tools.checker.findings import Report
-from tools.checker.store import Pack, Store, query
+from tools.checker.store import Pack, Store, is_ours, query
 
 APPLICATION_ID = 0x536E6170
 VERSION = 3
@@ -150,6 +150,9 @@ class Catalog:
             report.add('catalog-missing', 'catalog.sqlite', error.strerror or str(error))
             return
         except (OSError, Corrupt, sqlite3.Error, UnicodeDecodeError) as error:
+            if is_ours(error):
+                report.could_not('the catalog', getattr(error, 'strerror', None) or str(error))
+                return
             report.add('catalog-unreadable', 'catalog.sqlite', str(error))
             return
         try:

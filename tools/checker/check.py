@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
 from tools.checker.spill import ASKED as ASKED_ROWS
 from tools.checker.spill import Spill, parts_for, text_of, words, words_of
-from tools.checker.store import FOLDERS, Pack, Store, read_at
+from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
 
 TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
 UNKNOWN = Pack(0, b'', 1, 'unknown', 0, 0)
@@ -57,11 +58,20 @@ class Options:
 
 def check(path: Path, options: Options, report: Report) -> None:
     """Check a store; all that is found goes into the report. Invalid when there is no store to look at."""
-    store = Store(path, options.scratch)
+    try:
+        store = Store(path, options.scratch)
+    except PermissionError as error:
+        report.could_not(str(path), error.strerror or str(error))
+        return
     try:
         _Check(store, options, report).run()
     except KeyboardInterrupt:
         report.partial = True
+    except (OSError, sqlite3.Error) as error:
+        if not is_ours(error):
+            raise
+        why = getattr(error, 'strerror', None) or str(error)
+        report.could_not('the rest', f'{why}; temporary files are in {store.scratch.parent} (see --scratch)')
     finally:
         store.close()
 
@@ -81,7 +91,11 @@ class _Check:
         try:
             store.begin()
         except (OSError, Corrupt) as error:
-            report.add('superblock-bad', 'superblock', getattr(error, 'strerror', None) or str(error))
+            why = getattr(error, 'strerror', None) or str(error)
+            if is_ours(error):
+                report.could_not('the store', f'superblock: {why}')
+                return
+            report.add('superblock-bad', 'superblock', why)
             report.could_not('the store', 'without a superblock nothing can be told apart')
             return
         report.progress('catalog', 0, 0)
@@ -176,7 +190,7 @@ class _Check:
             _finish_spill()
             return
         # Children are forked: what they share is there already, and is not copied.
-        with multiprocessing.get_context('fork').Pool(jobs) as pool:
+        with multiprocessing.get_context('fork').Pool(jobs, _begin_work) as pool:
             yield from pool.imap_unordered(work, tasks, chunksize=1)
 
     def _shared(self) -> dict[str, Any]:
@@ -343,6 +357,11 @@ class _Check:
 # What worker processes are forked with, and their own files.
 _SHARED: dict[str, Any] = {}
 _SPILL: dict[int, Spill] = {}
+
+
+def _begin_work() -> None:
+    # Ctrl-C reaches every process of the terminal. The first one ends the others, and tells what they found.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _pack_work(task: Task) -> PackResult:

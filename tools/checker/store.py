@@ -8,6 +8,7 @@ runs: the collector removes no pack meanwhile."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -27,6 +28,10 @@ from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superb
 
 FOLDERS = {1: 'data', 2: 'meta'}
 COPY_BYTES = limits.MIB
+MARKS = ('catalog.sqlite', 'catalog.sqlite-wal', 'journal/0', 'journal/1', 'lock')
+# What stops a check and says nothing about the store.
+OURS = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+SQLITE_OURS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +50,21 @@ class Store:
     """A store that is looked at. `close` gives everything back."""
 
     def __init__(self, path: Path, scratch: Path | None = None) -> None:
-        """Invalid when `path` is no directory. Nothing is opened yet but the lock."""
+        """Invalid when `path` is no store, or there is no place for temporary files; PermissionError when
+        nobody lets us see. Nothing is opened yet."""
         if not path.is_dir():
             raise Invalid(f'{path} is not a directory')
+        if not set(os.listdir(path)) & {'superblock', 'catalog.sqlite', 'packs'}:
+            raise Invalid(f'{path} is not a store')
         self.path = path.resolve()
+        if scratch is not None and not scratch.is_dir():
+            raise Invalid(f'{scratch} is not a directory for temporary files')
         self.scratch = Path(tempfile.mkdtemp(prefix='snapfs-fsck-', dir=scratch))
         self.superblock: Superblock | None = None
         self.copy: Path | None = None
         self._lock = -1
+        self._used = False
+        self._seen: list[tuple[int, int, int] | None] | None = None
 
     def close(self) -> None:
         """Give back the lock and remove all temporary files."""
@@ -113,6 +125,24 @@ class Store:
         return self.superblock.uuid
 
     def in_use(self) -> bool:
+        """Return whether a process has the store, or has had it since the catalog was copied. What such a one
+        has written meanwhile is none of ours: without this, a store that is unmounted during a check would
+        look as if its journal had lost what the commit at its end has superseded."""
+        self._used = self._used or self._held() or (self._seen is not None and self._seen != self._marks())
+        return self._used
+
+    def _marks(self) -> list[tuple[int, int, int] | None]:
+        """Return what changes whenever somebody works in the store."""
+        found: list[tuple[int, int, int] | None] = []
+        for name in MARKS:
+            try:
+                status = os.lstat(self.path / name)
+                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+            except OSError:
+                found.append(None)
+        return found
+
+    def _held(self) -> bool:
         """Return whether a process has the store now. Asked without a write; for a moment, like others."""
         try:
             with self.opened('lock') as (fd, _):
@@ -128,7 +158,7 @@ class Store:
         """Copy the catalog, at one commit. Corrupt, OSError, sqlite3.Error when that does not go."""
         target = self.scratch / 'catalog.sqlite'
         for _ in range(3):
-            used = self.in_use()
+            used, marks = self._held(), self._marks()
             sizes = {suffix: self._size(f'catalog.sqlite{suffix}') for suffix in ('', '-wal', '-shm')}
             if sizes[''] is None:
                 raise FileNotFoundError(2, 'catalog.sqlite is not there')
@@ -140,8 +170,8 @@ class Store:
                 for suffix in ('', '-wal'):
                     if sizes[suffix] is not None:
                         self._copy_file(f'catalog.sqlite{suffix}', Path(f'{target}{suffix}'))
-            if used == self.in_use():
-                self.copy = target
+            if used == self._held() and (used or marks == self._marks()):
+                self.copy, self._used, self._seen = target, used, marks
                 _settle(target)
                 return
         raise Corrupt('the store was opened or closed each time its catalog was copied')
@@ -194,6 +224,13 @@ def connect(copy: Path) -> sqlite3.Connection:
         db.execute(f'PRAGMA {pragma}')
     db.execute(f'PRAGMA cache_size = -{limits.CATALOG_CACHE_BYTES // limits.KIB}')
     return db
+
+
+def is_ours(error: Exception) -> bool:
+    """Return whether this error is about us (no right, no room), and so says nothing about the store."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, 'sqlite_errorcode', None) in SQLITE_OURS
+    return isinstance(error, OSError) and error.errno in OURS
 
 
 def query(db: sqlite3.Connection, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
