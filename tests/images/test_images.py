@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from snapfs.format.ids import data_id
 from tests.images.flips import FOUND, MISSED, Flips
 from tests.images.image import make
 from tests.mutants.setting import small
 from tests.support.fsck import report_of
+from tools.breaking.edit import Patient
 from tools.breakit import KINDS, break_it, main
 
 SAME: dict[str, int] | None = None
@@ -261,3 +263,19 @@ def test_a_flipped_bit_is_found_or_means_nothing(tmp_path, seed):
     missed = [place for _, outcome, place in outcomes if outcome == MISSED]
     assert not missed, f'seed {seed}'
     assert sum(outcome == FOUND for _, outcome, _ in outcomes) > 40
+
+
+@pytest.mark.parametrize(
+    'text', [b'[]', b'7', b'null', b'{"requests":[3]}', b'{"requests":7}', b'[' * 50_000]
+)
+def test_a_plan_that_is_none_behind_a_right_digest_is_a_finding(whole, tmp_path, text):
+    path = tmp_path / 'store'
+    shutil.copytree(whole, path)
+    patient = Patient(path, seed=1)
+    ((number,),) = patient.db.execute("SELECT max(number) FROM batch WHERE state = 'FREED'").fetchall()
+    (path / 'batches' / str(number) / 'plan.json').write_bytes(text)
+    patient.sql('UPDATE batch SET digest = ? WHERE number = ?', data_id(text), number)
+    patient.close()
+    with small():
+        report = report_of(path)
+    assert report.counts['batch-file'] >= 1

@@ -231,7 +231,16 @@ class Evidence:
                 self._freed_requests(plan)
                 if plan.get('store') != self._store.uuid.hex() or plan.get('batch') != number:
                     report.add('batch-file', f'{place}/plan.json', 'is of another batch or store')
-        except (OSError, Corrupt, ValueError) as error:
+        except (
+            OSError,
+            Corrupt,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+        ) as error:
+            plan = {}  # its digest may be right, and what it says still be no plan
             report.add('batch-file', f'{place}/plan.json', getattr(error, 'strerror', None) or str(error))
         if plan and state != 'RESTORED':
             self._list(place, number, 'condemned', plan.get('condemned_digest'), plan.get('condemned'))
