@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tools.bench import groups
+from tools.bench.damage import DAMAGE
 from tools.bench.deletion import DELETION
 from tools.bench.filesystems import REGISTRY, Failed, Filesystem, Null, Snapfs, may_drop_caches
 from tools.bench.groups import EXPECTED, Job
@@ -26,7 +27,7 @@ from tools.bench.sample import make_sample
 from tools.bench.sizes import FULL, QUICK, Sizes
 from tools.bench.table import render
 
-GROUPS = groups.GROUPS | DELETION
+GROUPS = groups.GROUPS | DELETION | DAMAGE
 Measured = dict[str, dict[str, list[float]]]
 
 

@@ -30,6 +30,10 @@ class Sizes:
     plain_bytes: int = 256 << 20
     plain_files: int = 1_000
     plain_pairs: int = 6
+    map_files: int = 100_000
+    map_snapshots: int = 50
+    map_changed: int = 200  # files, between two snapshots
+    map_lost: int = 1_000  # chunks
 
     def words(self) -> dict[str, str]:
         """Return the sizes that titles of the table name."""
@@ -44,6 +48,9 @@ class Sizes:
             'many': f'{self.many_snapshots:,}',
             'some': f'{first:,}',
             'rest': f'{deleted - first:,}',
+            'map_files': f'{self.map_files:,}',
+            'map_snapshots': f'{self.map_snapshots:,}',
+            'map_lost': f'{self.map_lost:,}',
         }
 
 
@@ -66,4 +73,8 @@ QUICK = Sizes(
     plain_bytes=32 << 20,
     plain_files=100,
     plain_pairs=2,
+    map_files=2_000,
+    map_snapshots=5,
+    map_changed=20,
+    map_lost=50,
 )

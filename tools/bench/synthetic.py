@@ -4,7 +4,8 @@
 
 Nodes are real: leaves of files with INODE and EXTENT items, branches above them, in meta packs with footers.
 Data is not: every reference has its row in the index, but the packs the rows point into are sparse files with
-nothing but a header and the right length. So recounts, which never read data, find all as it should be.
+nothing but a header, a footer and the right length. So recounts and quick checks, which never read data, find
+all as it should be.
 
 The volume's head and its snapshots share nearly all leaves; one more snapshot, which is deleted, has leaves
 of its own, some of whose data the head refers to as well. A canary is planted.
@@ -25,7 +26,7 @@ from snapfs.format.ids import node_id
 from snapfs.format.items import Value
 from snapfs.format.keys import extent_key, inode_key
 from snapfs.format.nodes import encode_branch, encode_leaf
-from snapfs.format.packs import PACK_HEADER_BYTES, PackHeader, encode_pack_header
+from snapfs.format.packs import PACK_HEADER_BYTES, PackEntry, PackHeader, encode_footer, encode_pack_header
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.store.catalog import Commit, HeadUpdate
 from snapfs.store.durable import Disk
@@ -177,24 +178,26 @@ class _Maker:
         order = np.argsort(ids[:, 0])
         packs: list[PackRow] = []
         step = HEADER_BYTES + STORED_BYTES
+        lengths = (STORED_BYTES, STORED_BYTES)
         epoch = self.store.catalog.epoch
         for start in range(0, len(ids), DATA_ROWS):
             part = ids[order[start : start + DATA_ROWS]].tobytes()
-            count = len(part) // ID
-            row = self._pack(PACK_HEADER_BYTES + count * step, count)
-            packs.append(row)
             # In the order of ids a pack has neighbours, which real packs do not; recounts do not care.
-            same = (STORED_BYTES, STORED_BYTES, epoch)
+            entries = [
+                PackEntry(part[n * ID : n * ID + ID], PACK_HEADER_BYTES + n * step, *lengths, 0)
+                for n in range(len(part) // ID)
+            ]
+            row = self._pack(PACK_HEADER_BYTES + len(entries) * step, entries)
+            packs.append(row)
             values = [
-                (part[n * ID : n * ID + ID], row.pack, PACK_HEADER_BYTES + n * step, *same)
-                for n in range(count)
+                (one.id, row.pack, one.offset, one.stored_length, one.plain_length, epoch) for one in entries
             ]
             with self.store.catalog.transaction() as db:
                 db.executemany('INSERT INTO chunk VALUES (?, ?, ?, ?, ?, 0, 1, ?)', values)
         self.store.catalog.put_packs(packs)
         return len(ids)
 
-    def _pack(self, size: int, records: int) -> PackRow:
+    def _pack(self, end: int, entries: list[PackEntry]) -> PackRow:
         kind = RecordKind.DATA
         disk = self.store.disk
         number, name = self.store.chunks.writers[kind]._numbers.new(kind)
@@ -202,9 +205,10 @@ class _Maker:
         disk.mkdir(path.parent)
         fd = disk.open_write(path, create=True)
         disk.pwrite(fd, [encode_pack_header(PackHeader(self.store.superblock.uuid, name, kind))], 0)
-        disk.truncate(fd, size)
+        footer = encode_footer(entries, end, name)
+        disk.pwrite(fd, [footer], end)
         disk.close(fd)
-        return PackRow(number, name, kind, 'sealed', size, records)
+        return PackRow(number, name, kind, 'sealed', end + len(footer), len(entries))
 
     def canary(self) -> tuple[bytes, ...]:
         """Plant a canary; return its chunks."""

@@ -10,6 +10,7 @@ import pytest
 
 from tools.bench import __main__ as bench
 from tools.bench import recounts, sample
+from tools.bench.damage import DAMAGE
 from tools.bench.deletion import DELETION, Looping
 from tools.bench.filesystems import REGISTRY, Failed, device_flushes, run, used_bytes
 from tools.bench.metrics import BY_NAME, METRICS, Metric
@@ -27,6 +28,10 @@ TINY = Sizes(
     plain_bytes=1 << 20,
     plain_files=10,
     plain_pairs=1,
+    map_files=60,
+    map_snapshots=3,
+    map_changed=5,
+    map_lost=7,
 )
 ROWS_OF_DELETION = (
     'recount_1_speed',
@@ -53,6 +58,18 @@ ROWS_OF_DELETION = (
     'overhead_processor',
     'collection',
     'record_put',
+)
+ROWS_OF_DAMAGE = (
+    'fsck_quick',
+    'fsck_quick_memory',
+    'fsck_full',
+    'fsck_full_memory',
+    'damage_map',
+    'damage_map_memory',
+    'damage_ranges',
+    'recover',
+    'recover_clean',
+    'rebuild',
 )
 SLOW = Metric('untar', 'untar', 's', aim=('ratio', 2.0))
 FAST = Metric('write', 'write', 'MiB/s', True, ('least', 250.0))
@@ -117,10 +134,10 @@ def test_what_others_do_only_adds_flushes():
 
 def test_every_row_of_the_measured_workloads_has_a_value():
     source = Path(bench.__file__).with_name('groups.py').read_text()
-    deletion = set(ROWS_OF_DELETION)
+    deletion = {*ROWS_OF_DELETION, *ROWS_OF_DAMAGE}
     for metric in METRICS:
         if metric.name in deletion:
-            continue  # test_deletion_is_measured
+            continue  # test_deletion_is_measured, test_damage_is_measured
         word = metric.name.removesuffix('_small').removesuffix('_large')
         assert word in source or word.startswith('memory_'), metric.name
 
@@ -173,26 +190,39 @@ def test_a_group_runs_on_the_null_filesystem(group, tmp_path: Path, capsys):
     assert list(tmp_path.iterdir()) == [out], 'something is left behind'
 
 
-@pytest.mark.slow
-def test_deletion_is_measured(monkeypatch, tmp_path: Path, capsys):
+def measured(groups, monkeypatch, tmp_path: Path, capsys) -> dict[str, list[float]]:
+    """Run groups of workloads on snapfs, tiny; return their values. Nothing else is left behind."""
     few = tmp_path / 'few'
     few.mkdir()
     for file in range(TINY.tree_files):
         (few / f'{file}').write_bytes(b'%d' % file)
     monkeypatch.setattr(sample, 'SOURCES', (str(few),))
     monkeypatch.setattr(bench, 'QUICK', TINY)
-    groups = [word for group in DELETION for word in ('--only', group)]
+    words = [word for group in groups for word in ('--only', group)]
     out = tmp_path / 'values.json'
-    arguments = ['--quick', '--rounds', '1', *groups, '--filesystem', 'snapfs', '--references', '10000']
+    arguments = ['--quick', '--rounds', '1', *words, '--filesystem', 'snapfs', '--references', '10000']
     code = bench.main([*arguments, '--directory', str(tmp_path), '--json', str(out)])
     assert code == 0, capsys.readouterr().err
-    values = json.loads(out.read_text())['values']['snapfs']
+    assert {*tmp_path.iterdir()} == {few, out}, 'something is left behind'
+    return json.loads(out.read_text())['values']['snapfs']
+
+
+@pytest.mark.slow
+def test_deletion_is_measured(monkeypatch, tmp_path: Path, capsys):
+    values = measured(DELETION, monkeypatch, tmp_path, capsys)
     assert set(values) - {'memory_most'} == set(ROWS_OF_DELETION)
     # Of each deleted snapshot at least its root, which is a leaf, and the file that changes every time.
     assert values['many_some_condemned'][0] >= 2 * 1
     assert values['many_rest_condemned'][0] >= 2 * 4
     assert values['many_seen'][0] < 100
-    assert {*tmp_path.iterdir()} == {few, out}, 'something is left behind'
+
+
+@pytest.mark.slow
+def test_damage_is_measured(monkeypatch, tmp_path: Path, capsys):
+    values = measured(DAMAGE, monkeypatch, tmp_path, capsys)
+    assert set(values) - {'memory_most'} == set(ROWS_OF_DAMAGE)
+    # Each lost chunk is in the head or in a snapshot at least.
+    assert values['damage_ranges'][0] >= TINY.map_lost
 
 
 def test_a_job_that_fails_beside_a_workload_is_told(monkeypatch):
