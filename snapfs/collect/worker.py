@@ -60,6 +60,9 @@ JOBS = {
     ),
     'scrub': Job('snapfs.rescue.scrub', 'scrub', 'snapfs.rescue.scrub_values', 'ScrubSpec', 'Scrubbed'),
     'survey': Job('snapfs.rescue.survey', 'survey', 'snapfs.rescue.recover_values', 'SurveySpec', 'Survey'),
+    'wholeness': Job(
+        'snapfs.rescue.wholeness', 'wholeness', 'snapfs.rescue.recover_values', 'WholeSpec', 'Whole'
+    ),
     'why': Job('snapfs.collect.why', 'why', 'snapfs.collect.why_values', 'WhySpec', 'Why'),
     'proof': Job('snapfs.collect.proof', 'prove', 'snapfs.collect.proof_values', 'ProofSpec', 'Proof'),
 }

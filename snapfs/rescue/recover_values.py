@@ -79,3 +79,20 @@ class Survey:
     nodes: int
     references: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WholeSpec:
+    """Which trees to look through, by their tops, for whether they have lost anything that is known."""
+
+    store: Path
+    uuid: bytes
+    tops: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """For each of the trees, in order, whether it has lost nothing; how many `nodes` were read for that."""
+
+    whole: tuple[bool, ...]
+    nodes: int

@@ -52,16 +52,56 @@ def survey(spec: SurveySpec, progress: Progress = lambda done, known: None) -> S
         reader.close()
 
 
+class Presence:
+    """Whether chunks are there: in the index, in a pack that is long enough, not known to be lost; `verify`:
+    and read to see."""
+
+    def __init__(self, reader: Reader, verify: bool = False) -> None:
+        self._reader = reader
+        self._verify = verify
+        self._known = {id for (id,) in reader.query('SELECT id FROM damage')}
+        self._ends = reader.pack_ends()
+        self.bytes = 0  # of data that were read
+
+    def plain(self, id: bytes, place: Place | None) -> bytes:
+        """Return the bytes of a chunk that is at this place. Corrupt, OSError."""
+        if place is None:
+            raise Corrupt('it is not in the index')
+        data = memoryview(self._reader.read(place.pack, HEADER_BYTES + place.stored, place.offset))
+        header = decode_header(data)
+        if header.id != id:
+            raise Corrupt(f'another record stands there: {header.id.hex()}')
+        return decode_payload(header, data[HEADER_BYTES : HEADER_BYTES + header.stored_length])
+
+    def why(self, id: bytes, place: Place | None) -> str:
+        """Say why a chunk of data is lost; nothing when it is there."""
+        if place is None:
+            return 'it is not in the index'
+        if id in self._known and not self._readable(id, place):
+            return 'it was found missing or wrong'
+        if place.offset + HEADER_BYTES + place.stored > self._ends.get(place.pack, 0):
+            return f'{self._reader.name_of(place.pack)} is missing or too short'
+        if self._verify and not self._readable(id, place):
+            return 'its bytes are wrong'
+        return ''
+
+    def _readable(self, id: bytes, place: Place) -> bool:
+        try:
+            self.bytes += len(self.plain(id, place))
+            return True
+        except (Corrupt, OSError):
+            return False
+
+
 class _Survey:
     def __init__(self, reader: Reader, spec: SurveySpec, progress: Progress) -> None:
         self._reader = reader
         self._spec = spec
         self._progress = progress
+        self._presence = Presence(reader, spec.verify)
         self._lost: dict[bytes, Lost] = {}
         self._uses: dict[bytes, list[Use]] = {}
-        self._known = {id for (id,) in reader.query('SELECT id FROM damage')}
-        self._ends = reader.pack_ends()
-        self._nodes = self._references = self._bytes = 0
+        self._nodes = self._references = 0
 
     def run(self) -> Survey:
         for _ in self._leaves(self._on_leaf):
@@ -73,7 +113,7 @@ class _Survey:
         for id, one in self._lost.items():
             uses = [replace(use, path=paths[use.ino]) for use in self._uses.get(id, ())]
             lost.append(replace(one, uses=tuple(uses)))
-        return Survey(tuple(lost), mend, self._nodes, self._references, self._bytes)
+        return Survey(tuple(lost), mend, self._nodes, self._references, self._presence.bytes)
 
     # --- walking -----------------------------------------------------------------------------------------
     def _leaves(self, see: Callable[[Leaf], None]) -> Iterator[None]:
@@ -99,20 +139,11 @@ class _Survey:
     def _node(self, id: bytes, place: Place | None, low: bytes, high: bytes) -> Leaf | Branch | None:
         self._nodes += 1
         try:
-            return decode_node(self._plain(id, place))
+            return decode_node(self._presence.plain(id, place))
         except (Corrupt, OSError) as error:
             if id not in self._lost:
                 self._lose(Lost(id, 2, _text(error), (), (), low, high))
             return None
-
-    def _plain(self, id: bytes, place: Place | None) -> bytes:
-        if place is None:
-            raise Corrupt('it is not in the index')
-        data = memoryview(self._reader.read(place.pack, HEADER_BYTES + place.stored, place.offset))
-        header = decode_header(data)
-        if header.id != id:
-            raise Corrupt(f'another record stands there: {header.id.hex()}')
-        return decode_payload(header, data[HEADER_BYTES : HEADER_BYTES + header.stored_length])
 
     def _lose(self, lost: Lost) -> None:
         if len(self._lost) >= limits.RECOVER_LOST_MAX:
@@ -126,7 +157,7 @@ class _Survey:
         places = self._reader.places_of_many(ids)
         bad: dict[bytes, str] = {}
         for id in ids:
-            why = self._why(id, places.get(id))
+            why = self._presence.why(id, places.get(id))
             if why:
                 bad[id] = why
         if not bad:
@@ -143,24 +174,6 @@ class _Survey:
             start = suffix_number(key) if key[8] == EXTENT else 0
             end, name = (start + value[0], '') if key[8] == EXTENT else (0, suffix.hex())
             self._uses.setdefault(id, []).append(Use(ino, '', start, end, name))
-
-    def _why(self, id: bytes, place: Place | None) -> str:
-        if place is None:
-            return 'it is not in the index'
-        if id in self._known and not self._readable(id, place):
-            return 'it was found missing or wrong'
-        if place.offset + HEADER_BYTES + place.stored > self._ends.get(place.pack, 0):
-            return f'{self._reader.name_of(place.pack)} is missing or too short'
-        if self._spec.verify and not self._readable(id, place):
-            return 'its bytes are wrong'
-        return ''
-
-    def _readable(self, id: bytes, place: Place) -> bool:
-        try:
-            self._bytes += len(self._plain(id, place))
-            return True
-        except (Corrupt, OSError):
-            return False
 
     # --- names and links ---------------------------------------------------------------------------------
     def _paths(self, inos: set[int]) -> dict[int, str]:

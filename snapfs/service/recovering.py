@@ -15,7 +15,7 @@ from typing import Any
 from snapfs import limits
 from snapfs.errors import Latched, Refused, Unavailable
 from snapfs.rescue import sibling
-from snapfs.rescue.recover_values import Donor, Lost, Survey, SurveySpec, Use
+from snapfs.rescue.recover_values import Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
 from snapfs.service.collecting import Collecting
 from snapfs.store.catalog import take_number
 from snapfs.store.rows import SnapshotRow
@@ -74,7 +74,10 @@ class Recovering:
         rest = replace(found, lost=tuple(one for one in found.lost if one.id not in healed))
         told = _told(title, first, healed)
         if not rest.lost:
-            await self._whole_again(row)
+            self._whole_again(row.number)
+        if healed:
+            await self._others_whole()
+        if not rest.lost:
             return {**told, 'sibling': None, 'dry_run': False}
         name = wish.name or self._free_name(row, wish.snapshot)
         await self._make(row, name, rest, told, wish)
@@ -114,13 +117,35 @@ class Recovering:
             wanted = f'{snapshot}-recovered-{count}'
         return wanted
 
-    async def _whole_again(self, row: SnapshotRow) -> None:
-        """The snapshot has lost nothing any more. Others that shared what came back may say so when they are
-        recovered or scrubbed."""
+    def _whole_again(self, view: int) -> None:
+        """A volume or snapshot has lost nothing any more: take its mark away."""
         with self._engine.store.catalog.transaction() as db:
-            db.execute('UPDATE snapshot SET damaged_ns = NULL WHERE number = ?', (row.number,))
-        self._engine.note_damage(row.number, None)
-        self._engine.core.forget_damage(row.number)
+            for table in ('snapshot', 'volume'):
+                db.execute(f'UPDATE {table} SET damaged_ns = NULL WHERE number = ?', (view,))
+        self._engine.note_damage(view, None)
+        self._engine.core.forget_damage(view)
+
+    async def _others_whole(self) -> None:
+        """Look whether what came back was all that other volumes and snapshots had lost."""
+        store = self._engine.store
+        marked: list[tuple[int, bytes]] = []
+        known: set[bytes] = set()
+
+        def ask() -> WholeSpec:
+            known.update(store.chunks.unreadable)
+            for table in ('snapshot', 'volume'):
+                marked.extend(
+                    store.catalog.query(
+                        f'SELECT number, root FROM {table} WHERE damaged_ns IS NOT NULL AND root IS NOT NULL'
+                    )
+                )
+            return WholeSpec(store.path, store.superblock.uuid, tuple(root for _, root in marked))
+
+        found: Whole = await self._collecting.look('survey', ask)
+        for (view, _), whole in zip(marked, found.whole, strict=True):
+            # What was found lost meanwhile may be theirs.
+            if whole and store.chunks.unreadable <= known:
+                self._whole_again(view)
 
     async def _make(self, row: SnapshotRow, name: str, rest: Survey, told: Object, wish: Wish) -> None:
         engine, store = self._engine, self._engine.store

@@ -160,6 +160,43 @@ def test_a_copy_in_another_pack_heals_and_no_sibling_is_needed(whole, tmp_path):
         assert not [one for one in report_of(path).findings if one.severity == 'damage']
 
 
+@pytest.mark.parametrize('also', [False, True])
+def test_whoever_shared_what_came_back_is_whole_again(whole, tmp_path, also):
+    """Marks go where nothing is lost any more, and nowhere else."""
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'record-doubled', seed=1)
+    break_it(path, 'payload-flip', seed=2)
+
+    async def work(collecting: Collecting) -> Any:
+        engine, recovering = collecting.engine, Recovering(collecting)
+        names = {row.number: f'{row.volume}@{row.name}' for row in engine.snapshot_list()}
+        names |= {head.number: head.name for head in engine.heads().values()}
+        if also:  # something that only the head has, and nobody else
+            head = engine.head('home')
+            top = await head.inode(limits.INO_ROOT)
+            inode = await head.make(top, b'lost at once', 0o100600, 0, 0)
+            await head.write(inode, 0, b'these bytes go' * 500)
+            await engine.commit()
+            with engine.store.catalog.transaction() as db:
+                (newest,) = db.execute('SELECT max(epoch) FROM chunk WHERE kind = 1').fetchone()
+                assert db.execute('DELETE FROM chunk WHERE kind = 1 AND epoch = ?', (newest,)).rowcount == 1
+        for view, name in names.items():
+            engine.core.report_damage(f'something is lost in {name}', view)
+        told = await recovering.run(wish())
+        assert told['sibling'] is None and len(told['lost']) == 1
+        heads = [head.row for head in engine.heads().values()]
+        marked = {row.number for row in [*engine.snapshot_list(), *heads] if row.damaged_ns is not None}
+        stored = engine.store.catalog.query(
+            'SELECT number FROM snapshot WHERE damaged_ns IS NOT NULL '
+            'UNION SELECT number FROM volume WHERE damaged_ns IS NOT NULL'
+        )
+        assert {number for (number,) in stored} == marked
+        return marked, engine.head('home').number
+
+    marked, home = on(path, work)
+    assert marked == ({home} if also else set())
+
+
 def whole_copy(whole: Path, tmp_path: Path) -> Path:
     path = tmp_path / 'copy'
     shutil.copytree(whole, path)
