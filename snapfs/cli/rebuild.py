@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from snapfs.cli import output
-from snapfs.errors import Invalid
+from snapfs.errors import Held, Invalid
 
 
 @click.command('rebuild', epilog='Example: snapfs rebuild /srv/store /srv/store/catalog.new --install')
@@ -17,64 +17,98 @@ from snapfs.errors import Invalid
 @click.argument('target', metavar='NEW-CATALOG')
 @click.option('--backup', metavar='FILE', help='Take names from this backup, not the newest.')
 @click.option('--install', is_flag=True, help='Put it in place; the old one is kept.')
+@click.option('--journal', 'give_up', is_flag=True, help='Go on without what a damaged journal has lost.')
 @click.option('--list-backups', 'only_list', is_flag=True, help='Only say which backups there are.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 def rebuild_command(
-    store: str, target: str, backup: str | None, install: bool, only_list: bool, as_json: bool
+    store: str, target: str, backup: str | None, install: bool, give_up: bool, only_list: bool, as_json: bool
 ) -> None:
-    """Make a new catalog for a store that has lost its own.
+    """Make a new catalog for a store that has lost its own; or put back its superblock, or its journal.
 
     Chunks come from the packs themselves, names from the newest backup; whole trees that nobody names any
     more become snapshots of a volume `recovered`. Nothing in the store is changed: the old catalog stays.
     The store must not be mounted. Afterwards the collector stands still until you have looked: snapfs
     incident list.
+
+    Where the catalog is whole none is made. A damaged superblock is replaced by its copy. A damaged journal
+    is replaced, with --journal, by its part before the damage: what fsync promised after that is lost. What
+    was damaged stays in the store as superblock.lost-N and journal.lost-N.
     """
-    found = _rebuild(Path(store), Path(target), backup, install, only_list)
+    found = _rebuild(Path(store), Path(target), backup, install, only_list, give_up)
     if as_json:
         output.print_json(found)
     else:
         _render(found, store, target, install)
 
 
-def _rebuild(store: Path, target: Path, backup: str | None, install: bool, only_list: bool) -> Any:
+def _rebuild(
+    store: Path, target: Path, backup: str | None, install: bool, only_list: bool, give_up: bool = False
+) -> Any:
     from dataclasses import asdict
 
-    from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
-    from snapfs.rescue import rebuild
+    from snapfs.rescue import rebuild, small_parts
+    from snapfs.rescue.rebuild_install import catalog_is_whole
     from snapfs.rescue.rebuild_install import install as install_new
-    from snapfs.rescue.rebuild_install import refuse_whole
     from snapfs.store import backup as backups
     from snapfs.store.durable import Disk
     from snapfs.store.lock import StoreLock
     from snapfs.world import World
 
     world, disk = World(), Disk()
-    if not (store / 'superblock').is_file():
-        raise Invalid(f'{store} is not a snapfs store')
     store = store.resolve()
-    block = decode_superblock(disk.read_file(store / 'superblock', SUPERBLOCK_BYTES))
+    try:
+        found = small_parts.find_superblock(disk, store)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Invalid(f'{store} is not a snapfs store') from None
+    uuid = found.block.uuid
     if only_list:
         folder = store / backups.FOLDER
         return {'backups': sorted(path.name for path in folder.glob('*.json'))}
     lock = StoreLock(disk, store / 'lock', world)
     lock.acquire()
     try:
-        refuse_whole(store)
+        if catalog_is_whole(store):
+            return _small(disk, store, found, install, give_up)
         if backup is None:
-            chosen = rebuild.newest_backup(disk, store, block.uuid)
+            chosen = rebuild.newest_backup(disk, store, uuid)
         else:
             path = Path(backup)
             if not path.is_file():
                 raise Invalid(f'there is no backup {backup}')
-            chosen = backups.decode(path, disk.read_file(path, 1 << 30), block.uuid)
+            chosen = backups.decode(path, disk.read_file(path, 1 << 30), uuid)
         target = target.absolute()
-        made = rebuild.Rebuild(disk, store, block.uuid, target, world.time_ns())
-        result = made.run(chosen, _progress)
+        result = rebuild.Rebuild(disk, store, uuid, target, world.time_ns()).run(chosen, _progress)
         if install:
-            result.kept = install_new(disk, store, target, block.uuid, result.replay)
+            result.kept = small_parts.restore_superblock(disk, store) if found.problem else []
+            result.kept += install_new(disk, store, target, uuid, result.replay)
         return asdict(result)
     finally:
         lock.release()
+
+
+def _small(disk: Any, store: Path, found: Any, install: bool, give_up: bool) -> Any:
+    """The catalog is whole: put back what else is damaged. Held when that would give up what was promised,
+    and nobody asked for it; or when nothing is damaged."""
+    from snapfs.rescue import rebuild_install, small_parts
+
+    uuid, position = found.block.uuid, small_parts.position_of(store)
+    problem = small_parts.journal_problem(disk, store, uuid, position)
+    if not problem and not found.problem:
+        rebuild_install.refuse_whole(store)
+    if problem and not (give_up or position.clean):
+        raise Held(
+            f'the catalog is whole, and the journal is not: {problem}',
+            advice='What fsync promised after the damage is lost. To go on without it, add --journal; the '
+            'journal as it is will be kept.',
+        )
+    told = {'small': True, 'superblock': found.problem, 'journal': problem, 'records': 0, 'kept': []}
+    if install and found.problem:
+        told['kept'] += small_parts.restore_superblock(disk, store)
+    if install and problem:
+        mended = small_parts.mend_journal(disk, store, uuid, position)
+        told['records'] = mended.records
+        told['kept'] += [mended.kept] if mended.kept else []
+    return told
 
 
 def _progress(what: str, done: int, known: int) -> None:
@@ -87,6 +121,9 @@ def _progress(what: str, done: int, known: int) -> None:
 def _render(found: Any, store: str, target: str, install: bool) -> None:
     if 'backups' in found:
         output.table(('backup',), [(name,) for name in found['backups']], 'There are no backups.')
+        return
+    if 'small' in found:
+        _render_small(found, store, install)
         return
     names = (
         f'names as of epoch {found["backup_epoch"]}, from {found["backup"]}'
@@ -110,3 +147,20 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
         output.say('It is in place. Next: snapfs fsck, mount, incident list')
     else:
         output.say(f'The new catalog is {target}. To put one in place, remove it and say --install')
+
+
+def _render_small(found: Any, store: str, install: bool) -> None:
+    output.say('The catalog is whole; none was made.')
+    word = 'was put back' if install else 'can be put back: add --install'
+    if found['superblock']:
+        output.say(f'superblock: {found["superblock"]}. Its copy {word}.')
+    if found['journal']:
+        output.say(f'journal: {found["journal"]}')
+        if install:
+            output.say(f'{found["records"]} records before the damage will be replayed.')
+        else:
+            output.say('Its part before the damage can be put back: add --install.')
+    for name in found['kept']:
+        output.say(f'kept: {store}/{name}')
+    if install:
+        output.say('Next: snapfs fsck, and mount.')

@@ -102,6 +102,16 @@ def encode_superblock(block: Superblock) -> bytes:
     return fields + _CRC.pack(crc32c(fields))
 
 
+def is_newer_superblock(buffer: Buffer) -> bool:
+    """Return whether a newer program has written this: a version that is not ours, and all else whole."""
+    whole = len(buffer) == SUPERBLOCK_BYTES and bytes(buffer[:8]) == SUPERBLOCK_MAGIC
+    return (
+        whole
+        and int.from_bytes(buffer[8:10], 'big') != limits.FORMAT_VERSION
+        and _CRC.unpack_from(buffer, _FIELDS.size)[0] == crc32c(buffer[: _FIELDS.size])
+    )
+
+
 def decode_superblock(buffer: Buffer) -> Superblock:
     """Return the superblock. Raises Corrupt, also for a format version that this program does not know."""
     if bytes(buffer[:8]) != SUPERBLOCK_MAGIC:

@@ -18,7 +18,8 @@ import pyfastcdc
 
 from snapfs import limits
 from snapfs.errors import Corrupt
-from snapfs.format.ids import data_id
+from snapfs.format.ids import RecordKind, data_id
+from snapfs.format.nodes import decode_node
 from snapfs.format.packs import TRAILER_BYTES, decode_footer, footer_offset
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from snapfs.format.superblock import SUPERBLOCK_BYTES, ChunkerParameters, decode_superblock
@@ -41,7 +42,7 @@ def search(
     for folder in ('data', 'meta'):
         for path in sorted((reader.store / 'packs' / folder).glob('??/' + '?' * 32)):
             for id, offset, stored in _records(path):
-                if id in wanted and _whole(path, offset, HEADER_BYTES + stored, id):
+                if id in wanted and _whole(path, offset, HEADER_BYTES + stored, wanted[id]):
                     _offer(offers, id, Donor(path, offset, HEADER_BYTES + stored, True))
     data = {id: one for id, one in wanted.items() if one.kind == 1}
     if data and directories:
@@ -86,15 +87,18 @@ def _records(path: Path) -> Iterator[tuple[bytes, int, int]]:
         disk.close(fd)
 
 
-def _whole(path: Path, offset: int, length: int, id: bytes) -> bool:
-    """Return whether a record is what it says: the lost one itself lies there, too."""
+def _whole(path: Path, offset: int, length: int, lost: Lost) -> bool:
+    """Return whether a record is what it says: the lost one itself lies there, too. A node that has its own
+    hash and yet cannot be one helps nobody."""
     try:
         with path.open('rb') as file:
             file.seek(offset)
             data = file.read(length)
         header = decode_header(data)
-        decode_payload(header, data[HEADER_BYTES:])
-        return header.id == id
+        plain = decode_payload(header, data[HEADER_BYTES:])
+        if lost.kind == RecordKind.NODE:
+            decode_node(plain)
+        return header.id == lost.id and header.kind == lost.kind
     except (OSError, Corrupt):
         return False
 

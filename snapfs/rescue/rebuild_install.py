@@ -24,17 +24,21 @@ from snapfs.store.journal import Journal
 LOGS = ('-wal', '-shm')
 
 
-def refuse_whole(store: Path) -> None:
-    """Raise Held when the catalog is whole: there is nothing to make anew, and a rebuild would forget
-    things. The catalog is not touched: with a log beside it, a copy is looked at."""
+def catalog_is_whole(store: Path) -> bool:
+    """Return whether the catalog is whole. It is not touched: with a log beside it, a copy is looked at."""
     path = store / 'catalog.sqlite'
     if not path.is_file() or path.is_symlink():
-        return
+        return False
     try:
-        whole = _is_whole(path)
+        return _is_whole(path)
     except (sqlite3.Error, UnicodeDecodeError):  # SQLite quotes damaged names, which need not be UTF-8
-        return
-    if whole:
+        return False
+
+
+def refuse_whole(store: Path) -> None:
+    """Raise Held when the catalog is whole: there is nothing to make anew, and a rebuild would forget
+    things."""
+    if catalog_is_whole(store):
         raise Held(
             'the catalog is whole, and a rebuild would only forget things', advice='See: snapfs fsck STORE.'
         )
@@ -66,14 +70,14 @@ def install(disk: Disk, store: Path, target: Path, uuid: bytes, replay: bool) ->
     kept = []
     old = [suffix for suffix in ('', *LOGS) if disk.exists(store / f'catalog.sqlite{suffix}')]
     # A log whose catalog a power cut has left aside already goes where that one is.
-    aside = _free(disk, store, 'catalog.sqlite.lost-', old)
+    aside = free_name(disk, store, 'catalog.sqlite.lost-', old)
     for suffix in old:
         disk.rename(store / f'catalog.sqlite{suffix}', store / f'{aside}{suffix}')
         disk.sync_directory(store)
         kept.append(f'{aside}{suffix}')
     if not replay:
         if disk.exists(store / 'journal'):
-            name = _free(disk, store, 'journal.lost-', [''])
+            name = free_name(disk, store, 'journal.lost-', [''])
             disk.rename(store / 'journal', store / name)
             disk.sync_directory(store)
             kept.append(name)
@@ -87,7 +91,8 @@ def install(disk: Disk, store: Path, target: Path, uuid: bytes, replay: bool) ->
     return kept
 
 
-def _free(disk: Disk, store: Path, stem: str, suffixes: list[str]) -> str:
+def free_name(disk: Disk, store: Path, stem: str, suffixes: list[str]) -> str:
+    """Return the first name that begins so, and under which, with each suffix, nothing is kept yet."""
     number = 1
     while any(disk.exists(store / f'{stem}{number}{suffix}') for suffix in suffixes):
         number += 1

@@ -61,7 +61,9 @@ class Recovering:
             return {**_told(title, found, {}), 'sibling': None, 'dry_run': True}
         first, healed = found, {}
         while True:
-            more = await self._world.run_in_thread(sibling.heal, engine.store, found.lost)
+            # What came back and is lost again is not helped by coming back once more.
+            rest_now = [one for one in found.lost if one.id not in healed]
+            more = await self._world.run_in_thread(sibling.heal, engine.store, rest_now)
             healed.update(more)
             if not more:
                 break
@@ -71,7 +73,9 @@ class Recovering:
             found = await self._survey(row, wish)
             new = [one for one in found.lost if one.id not in {other.id for other in first.lost}]
             first = replace(first, lost=(*first.lost, *new))
-        rest = replace(found, lost=tuple(one for one in found.lost if one.id not in healed))
+        rest = replace(found, lost=tuple(one for one in found.lost if one.id not in more))
+        for one in rest.lost:
+            healed.pop(one.id, None)
         told = _told(title, first, healed)
         if not rest.lost:
             self._whole_again(row.number)

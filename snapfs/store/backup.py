@@ -7,6 +7,8 @@ STORE/backups/EPOCH-TIME.json is one JSON object, keys sorted, no spaces, and a 
 is made anew keeps all of that. The rows are read in one transaction, so roots, position in the journal, epoch
 and the ends of packs fit each other.
 
+STORE/backups/superblock is a copy of the superblock, the same bytes.
+
 A backup is written when these rows have changed, once a minute at most and at a clean close, read back, and
 only then an older one goes: the newest BACKUPS_RECENT stay, and the last of each of the BACKUPS_DAYS days
 before."""
@@ -22,6 +24,7 @@ from typing import Any
 from snapfs import limits
 from snapfs.errors import Corrupt, SnapfsError
 from snapfs.format.ids import data_id
+from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 from snapfs.store import schema
 from snapfs.store.catalog import Catalog
 from snapfs.store.durable import Disk
@@ -30,6 +33,7 @@ log = logging.getLogger('snapfs.store')
 
 VERSION = 1
 FOLDER = 'backups'
+SUPERBLOCK = 'superblock'
 # The index comes back from packs. Quarantine, freed and lists of what was asked to go only say what may go.
 LEFT_OUT = frozenset({'chunk', 'quarantine', 'freed', 'request_part', 'damage', 'scrubbed', 'audit_head'})
 TABLES = tuple(name for name in schema.TABLES if name not in LEFT_OUT)
@@ -76,6 +80,7 @@ class Backups:
         return written
 
     def _write(self, now_ns: int) -> bool:
+        keep_superblock(self._disk, self._folder.parent)
         tables = self._read()
         state = _state(tables)
         if not self._last:  # else each command on a store that is not mounted would push an old one out
@@ -84,8 +89,6 @@ class Backups:
         if state == self._last:
             return False
         epoch = next(row[1] for row in tables['settings'] if row[0] == 'epoch')
-        if self._disk.mkdir(self._folder):
-            self._disk.sync_directory(self._folder.parent)
         path = self._folder / f'{epoch:012d}-{now_ns}.json'
         self._disk.write_file(path, encode(self._uuid, epoch, now_ns, tables))
         decode(path, self._disk.read_file(path, limits.BACKUP_BYTES_MAX), self._uuid)
@@ -101,6 +104,29 @@ class Backups:
         names = [name for name in self._disk.listdir(self._folder) if _made(name)]
         for name in expired(names):
             self._disk.unlink(self._folder / name)
+
+
+def keep_superblock(disk: Disk, store: Path) -> None:
+    """See that there is a copy of the superblock. Corrupt, nothing written, when that is not whole."""
+    data = disk.read_file(store / SUPERBLOCK, SUPERBLOCK_BYTES)
+    decode_superblock(data)
+    folder = store / FOLDER
+    if disk.mkdir(folder):
+        disk.sync_directory(store)
+    if not disk.exists(folder / SUPERBLOCK) or (
+        disk.read_file(folder / SUPERBLOCK, SUPERBLOCK_BYTES + 1) != data
+    ):
+        disk.write_file(folder / SUPERBLOCK, data)
+
+
+def superblock_copy(disk: Disk, store: Path) -> bytes | None:
+    """Return the copy of the superblock, if there is one that is whole."""
+    try:
+        data = disk.read_file(store / FOLDER / SUPERBLOCK, SUPERBLOCK_BYTES + 1)
+        decode_superblock(data)
+    except (OSError, Corrupt):
+        return None
+    return data
 
 
 def _state(tables: dict[str, list[list[Any]]]) -> bytes:

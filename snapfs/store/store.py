@@ -22,7 +22,7 @@ from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
 from snapfs.store import damage
 from snapfs.store.audit import AuditLog
-from snapfs.store.backup import Backups
+from snapfs.store.backup import FOLDER, Backups, keep_superblock, superblock_copy
 from snapfs.store.catalog import Catalog, Commit
 from snapfs.store.chunks import ChunkStore
 from snapfs.store.durable import Disk
@@ -103,6 +103,7 @@ class Store:
             disk.preallocate(path / 'reserve', limits.RESERVE_BYTES)
             disk.sync_directory(path)
             disk.write_file(path / 'superblock', encode_superblock(block))
+            keep_superblock(disk, path)
         finally:
             self.lock.release()
 
@@ -117,10 +118,7 @@ class Store:
         if not path.is_dir():
             raise Invalid(f'{path} is not a snapfs store')
         store = cls(path, disk, world)
-        try:
-            store.superblock = decode_superblock(disk.read_file(path / 'superblock', SUPERBLOCK_BYTES))
-        except FileNotFoundError:
-            raise Invalid(f'{path} is not a snapfs store') from None
+        store.superblock = _superblock(disk, path)
         store.lock.acquire(wait_seconds, mountpoint)
         try:
             store._open_parts()
@@ -131,6 +129,8 @@ class Store:
             store._release()
             if str(error).startswith(('catalog', str(path / 'catalog.sqlite'))):
                 raise Corrupt(str(error), advice=_way_out(path)) from error
+            if str(error).startswith(('journal', str(path / 'journal'))):
+                raise Corrupt(str(error), advice=_way_out_of_journal(path)) from error
             raise
         except BaseException:
             store._release()
@@ -372,6 +372,33 @@ class Store:
             self.disk.unlink(self.path / 'reserve')
         if not self.restore_reserve():
             log.warning('the disk below is nearly full: there is no reserve')
+
+
+def _superblock(disk: Disk, path: Path) -> Superblock:
+    try:
+        return decode_superblock(disk.read_file(path / 'superblock', SUPERBLOCK_BYTES))
+    except FileNotFoundError:
+        if superblock_copy(disk, path) is None:
+            raise Invalid(f'{path} is not a snapfs store') from None
+        raise Corrupt(f'{path / "superblock"} is missing', advice=_copy_is_there(path)) from None
+    except Corrupt as error:
+        if superblock_copy(disk, path) is None:
+            raise
+        raise Corrupt(str(error), advice=_copy_is_there(path)) from error
+
+
+def _copy_is_there(store: Path) -> str:
+    return (
+        f'A copy is in {store / FOLDER}. Put it in place: snapfs rebuild {store} '
+        f'{store / "catalog.new"} --install.'
+    )
+
+
+def _way_out_of_journal(store: Path) -> str:
+    return (
+        'Nothing was changed. What the journal holds can be read with snapfs-dump. To go on without what is '
+        f'damaged, which stays: snapfs rebuild {store} {store / "catalog.new"} --install --journal.'
+    )
 
 
 def _way_out(store: Path) -> str:

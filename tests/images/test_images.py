@@ -34,6 +34,8 @@ class Seen:
 EXPECTED = {
     'superblock-flip': Seen({'superblock-bad': 1}, SAME, None, 0),
     'superblock-version': Seen({'superblock-bad': 1}, SAME, None, 0),
+    'superblock-gone': Seen({'superblock-bad': 1}, SAME, None, 0),
+    'superblock-copy': Seen({'superblock-copy': 1}, SAME, None, 0),
     'lock-garbage': Seen({}, SAME, None, 0),
     'stray-file': Seen({'entry-unknown': 1}, SAME, None, 0),
     'stray-pack': Seen({'pack-unknown': 1}, SAME, None, 0),
@@ -237,7 +239,9 @@ def test_exactly_this_is_found(whole, tmp_path, name):
     files = sorted({file for one in full.findings for file in one.files if file[0] == 'home@monday'}, key=str)
     assert (files[0] if files else None, len(files)) == (expected.file, expected.files)
     damaged = any(one.severity == 'damage' for one in full.findings)
-    assert damaged is (name not in HARMLESS and name not in {'damage-row', 'catalog-stale'})
+    assert damaged is (
+        name not in HARMLESS and name not in {'damage-row', 'catalog-stale', 'superblock-copy'}
+    )
 
 
 def test_breakit_wants_to_be_told_which_store_and_that_you_mean_it(whole, tmp_path, capsys):

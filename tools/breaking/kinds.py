@@ -133,6 +133,16 @@ def _(p: Patient) -> None:
     p.put(p.path / 'superblock', 8, b'\0\x09')
 
 
+@kind('superblock-gone', 'the superblock is gone')
+def _(p: Patient) -> None:
+    p.gone(p.path / 'superblock')
+
+
+@kind('superblock-copy', 'one bit in the copy of the superblock')
+def _(p: Patient) -> None:
+    p.flip(p.path / 'backups' / 'superblock', 30, 3)
+
+
 @kind('lock-garbage', 'nonsense in the lock file (harmless)')
 def _(p: Patient) -> None:
     p.put(p.path / 'lock', 0, b'nonsense')

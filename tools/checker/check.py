@@ -98,6 +98,10 @@ class _Check:
             report.add('superblock-bad', 'superblock', why)
             report.could_not('the store', 'without a superblock nothing can be told apart')
             return
+        if store.superblock_problem:
+            report.add('superblock-bad', 'superblock', f'{store.superblock_problem}; its copy is whole')
+        if problem := store.copy_problem():
+            report.add('superblock-copy', 'backups/superblock', problem)
         report.progress('catalog', 0, 0)
         self.catalog.check()
         self.parts = parts_for(sum(pack.records for pack in self.catalog.packs.values()))

@@ -25,7 +25,8 @@ class Code:
 
 
 _RECOVER = 'snapfs recover VOLUME@SNAPSHOT makes a whole sibling, from donors where there are any.'
-_REBUILD = 'Keep the store as it is; snapfs rebuild makes a new catalog from packs and backups.'
+_REBUILD = 'Keep the store as it is; snapfs rebuild puts back what it has lost.'
+_JOURNAL = 'Restore it from a copy of the store; snapfs rebuild --journal goes on without what is damaged.'
 _RESTORE = 'Restore the file from a copy of the store, or ask before going on; delete nothing meanwhile.'
 _COLLECT = 'snapfs collect leaks --request asks for it to be freed.'
 _BUG = 'Please report this: no crash and no disk makes it. Do not let the collector run.'
@@ -33,7 +34,10 @@ _NOTHING = 'Nothing.'
 
 CODES = {
     # --- what stands at the top
-    'superblock-bad': Code(DAMAGE, 'nothing in the store can be believed', _RESTORE),
+    'superblock-bad': Code(DAMAGE, 'the store cannot be opened', _REBUILD),
+    'superblock-copy': Code(
+        WARNING, 'the copy of the superblock would not help', 'Mount the store: it is written anew.'
+    ),
     'catalog-missing': Code(DAMAGE, 'nobody knows the names of volumes and snapshots', _REBUILD),
     'catalog-unreadable': Code(DAMAGE, 'the catalog cannot be read', _REBUILD),
     'catalog-corrupt': Code(DAMAGE, 'pages or rows of the catalog are damaged', _REBUILD),
@@ -89,7 +93,7 @@ CODES = {
     'chunk-named': Code(NOTE, 'the files that a chunk is in', _NOTHING),
     'damage-healed': Code(NOTE, 'a chunk that was found lost before can be read', _NOTHING),
     # --- evidence
-    'journal-bad': Code(DAMAGE, 'what fsync promised since the last commit may be lost', _RESTORE),
+    'journal-bad': Code(DAMAGE, 'what fsync promised since the last commit may be lost', _JOURNAL),
     'journal-torn': Code(
         NOTE,
         'the last record is not whole: a power cut tore it before fsync returned, or it was damaged',

@@ -24,7 +24,12 @@ from urllib.parse import quote
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Invalid
-from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock
+from snapfs.format.superblock import (
+    SUPERBLOCK_BYTES,
+    Superblock,
+    decode_superblock,
+    is_newer_superblock,
+)
 
 FOLDERS = {1: 'data', 2: 'meta'}
 COPY_BYTES = limits.MIB
@@ -61,6 +66,7 @@ class Store:
             raise Invalid(f'{scratch} is not a directory for temporary files')
         self.scratch = Path(tempfile.mkdtemp(prefix='snapfs-fsck-', dir=scratch))
         self.superblock: Superblock | None = None
+        self.superblock_problem = ''  # why its copy is used instead
         self.copy: Path | None = None
         self._lock = -1
         self._used = False
@@ -110,13 +116,42 @@ class Store:
 
     # --- the beginning -----------------------------------------------------------------------------------
     def begin(self) -> None:
-        """Read the superblock and take the lock on it. Corrupt, OSError."""
-        fd = os.open(self.path / 'superblock', os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        self._lock = fd
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Corrupt('superblock is not a regular file')
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        self.superblock = decode_superblock(read_at(fd, SUPERBLOCK_BYTES + 1, 0))
+        """Read the superblock, or its copy where it is damaged, and take the lock on it. Corrupt, OSError."""
+        data = b''
+        try:
+            fd = os.open(self.path / 'superblock', os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._lock = fd
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Corrupt('superblock is not a regular file')
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            data = read_at(fd, SUPERBLOCK_BYTES + 1, 0)
+            self.superblock = decode_superblock(data)
+        except (FileNotFoundError, Corrupt) as error:
+            copy = self._superblock_copy()
+            if copy is None or is_newer_superblock(data):
+                raise
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self.superblock, self.superblock_problem = copy, why or ''
+
+    def _superblock_copy(self) -> Superblock | None:
+        try:
+            return decode_superblock(self.read('backups', 'superblock', bytes_max=SUPERBLOCK_BYTES))
+        except (OSError, Corrupt):
+            return None
+
+    def copy_problem(self) -> str:
+        """Say what is wrong with the copy of the superblock; nothing when it is the same or not there."""
+        if self.superblock_problem:
+            return ''
+        try:
+            copy = decode_superblock(self.read('backups', 'superblock', bytes_max=SUPERBLOCK_BYTES))
+        except FileNotFoundError:
+            return ''
+        except OSError as error:
+            return error.strerror or str(error)
+        except Corrupt as error:
+            return str(error)
+        return '' if copy == self.superblock else 'it says something else than the superblock'
 
     @property
     def uuid(self) -> bytes:

@@ -160,6 +160,17 @@ def test_a_copy_in_another_pack_heals_and_no_sibling_is_needed(whole, tmp_path):
         assert not [one for one in report_of(path).findings if one.severity == 'damage']
 
 
+@pytest.mark.parametrize('name', ['totals-header', 'level-wrong', 'item-value', 'directory-cycle'])
+def test_what_has_its_hash_and_cannot_be_is_given_up_not_healed_for_ever(whole, tmp_path, name):
+    """Its own record was a donor of such a node: it came back, and was lost again, and so on."""
+    path = whole_copy(whole, tmp_path)
+    break_it(path, name, seed=1)
+    told = on(path, lambda collecting: Recovering(collecting).run(wish()))
+    assert all(one['donor'] in (None, 'zeros') for one in told['lost'])
+    if name == 'totals-header':
+        assert told['lost'] and told['sibling'] == 'home@monday-recovered'
+
+
 @pytest.mark.parametrize('also', [False, True])
 def test_whoever_shared_what_came_back_is_whole_again(whole, tmp_path, also):
     """Marks go where nothing is lost any more, and nowhere else."""

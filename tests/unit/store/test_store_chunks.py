@@ -377,6 +377,19 @@ def test_a_pack_that_moved_is_looked_up_again_once(store):
     assert store.chunks.get(id) == plains_of(1, 1)[0]
 
 
+def test_a_pack_whose_first_bytes_are_wrong_is_read_all_the_same(store, caplog):
+    """Its records say what they are; doubt never stops readers (P7)."""
+    (id,) = put(store, plains_of(1, 1))
+    commit(store)
+    path, _ = pack_file(store, id)
+    drop_memory(store)
+    data = bytearray(path.read_bytes())
+    data[20] ^= 1
+    path.write_bytes(data)
+    assert store.chunks.get(id) == plains_of(1, 1)[0]
+    assert 'are read all the same' in caplog.text
+
+
 def test_prefetched_locations_need_no_statement(store, monkeypatch):
     ids = put(store, plains_of(1, 20))
     commit(store)
