@@ -12,16 +12,26 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from snapfs.errors import Corrupt, Held
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
+from snapfs.store.migrate import OLDEST_VERSION
+from snapfs.store.rows import hold_row, request_row, snapshot_row, volume_row
 
 LOGS = ('-wal', '-shm')
+READ: dict[str, Callable[[tuple[Any, ...]], object]] = {
+    'volume': volume_row,
+    'snapshot': snapshot_row,
+    'request': request_row,
+    'hold': hold_row,
+}
 
 
 def catalog_is_whole(store: Path) -> bool:
@@ -55,11 +65,36 @@ def _is_whole(path: Path) -> bool:
                 shutil.copyfile(f'{path}{suffix}', f'{folder}/catalog.sqlite{suffix}')
             path, options = Path(folder) / 'catalog.sqlite', ''
         db = stack.enter_context(closing(sqlite3.connect(f'file:{quote(str(path))}{options}', uri=True)))
-        found = dict(db.execute('SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL'))
-        same = {name: (text or '').strip() for name, text in found.items()} == {
-            name: text.strip() for name, text in schema.TABLES.items()
-        }
-        return same and db.execute('PRAGMA integrity_check(1)').fetchone() == ('ok',)
+        if not _is_ours(db):
+            return False
+        return bool(db.execute('PRAGMA integrity_check(1)').fetchone() == ('ok',))
+
+
+def _is_ours(db: sqlite3.Connection) -> bool:
+    """Return whether a store would open with this catalog: its tables, its settings, the rows of names. Held
+    when a newer program has made it."""
+    version = db.execute('PRAGMA user_version').fetchone()[0]
+    application = db.execute('PRAGMA application_id').fetchone()[0]
+    found = dict(db.execute('SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL'))
+    same = {name: (text or '').strip() for name, text in found.items()} == {
+        name: text.strip() for name, text in schema.TABLES.items()
+    }
+    if application == schema.APPLICATION_ID and version > schema.SCHEMA_VERSION and not same:
+        raise Held(f'the catalog is one of version {version}, which a newer program has made')
+    if application == schema.APPLICATION_ID and OLDEST_VERSION <= version < schema.SCHEMA_VERSION:
+        return True  # it becomes one of this version when the store is opened
+    if not same or version != schema.SCHEMA_VERSION:
+        return False
+    settings = dict(db.execute('SELECT key, value FROM settings'))
+    if not all(isinstance(settings.get(key), int) for key in schema.SETTINGS_INITIAL):
+        return False
+    try:
+        for table, read in READ.items():
+            for row in db.execute(f'SELECT * FROM {table}'):
+                read(row)
+    except Corrupt:
+        return False
+    return True
 
 
 def install(disk: Disk, store: Path, target: Path, uuid: bytes, replay: bool) -> list[str]:

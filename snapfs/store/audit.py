@@ -105,9 +105,12 @@ class AuditLog:
 
     @classmethod
     def begin_again(cls, disk: Disk, path: Path, world: World, head: AuditHead | None) -> AuditLog:
-        """Open a log that `open` found Corrupt. Its bytes stay; the next line begins a new segment behind
-        them, as the successor of the line that the catalog knows. The caller says in it what happened."""
+        """Open a log that `open` found Corrupt or gone. Its bytes stay; the next line begins a new segment
+        behind them, as the successor of the line that the catalog knows. The caller says in it what happened.
+        """
         log = cls(disk, path, world)
+        if not disk.exists(path):
+            disk.write_file(path, b'')
         log._fd = disk.open_read(path) if disk.latched else disk.open_write(path, create=False)
         before = head.end if head is not None else START
         log._separator = b'\n'  # the last line may have no end

@@ -177,11 +177,13 @@ class Store:
         path, head, broken = self.path / 'audit.log', self.catalog.audit_head(), ''
         try:
             self.audit = AuditLog.open(self.disk, path, self.world, head)
-        except Corrupt as error:
-            log.critical('the collector stops: %s', error)
-            self._record_incident('collector', str(error))
+        except (Corrupt, FileNotFoundError) as error:
+            broken = str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
+            log.critical('the collector stops: %s', broken)
+            if self.disk.latched is not None and isinstance(error, FileNotFoundError):
+                raise  # nothing may be written, and there is nothing to read
+            self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
-            broken = str(error)
         self._parts.append(self.audit)
         self.catalog.audit_known = lambda: self.audit.known
         if broken and self.disk.latched is None:

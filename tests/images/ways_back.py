@@ -48,6 +48,7 @@ GROUPS = {
 }
 Files = dict[tuple[str, str], Any]
 LIVES = itertools.count()
+BYTES_MAX = 4 << 20  # more than any file there has
 
 
 def group_of(name: str) -> str:
@@ -109,27 +110,33 @@ class Setting:
                 report = report_of(path)
             found = bool(sum(report.counts.values()) or report.unchecked)
             outcome = Outcome(name, found, 'as it was', 0, 0, 0, len(self.files))
+            if any(code.startswith('catalog-') for code in report.counts):
+                self._rebuild(path, outcome)  # as fsck advises
             if self._open(path, outcome):
                 self._recover(path, donors, outcome)
             return outcome
         finally:
             shutil.rmtree(path)
 
+    def _rebuild(self, path: Path, outcome: Outcome) -> bool:
+        try:
+            with small():
+                command._rebuild(path, path / 'catalog.new', None, True, False, True)
+        except SnapfsError as error:
+            outcome.errors.append(f'rebuild: {error}')
+            return False
+        outcome.opened = 'after a rebuild'
+        return True
+
     def _open(self, path: Path, outcome: Outcome) -> bool:
-        """Open the store; make a new catalog when that is needed for it."""
-        for how in ('as it was', 'after a rebuild'):
+        """Open the store; put back what it lacks when that is needed for it."""
+        for _ in range(2):
             try:
-                found = on(path, lambda collecting: files_of(collecting.engine))
+                outcome.read = self._same(on(path, lambda collecting: files_of(collecting.engine)))
+                return True
             except SnapfsError as error:
                 outcome.errors.append(f'open: {error}')
-            else:
-                outcome.opened, outcome.read = how, self._same(found)
-                return True
-            try:
-                with small():
-                    command._rebuild(path, path / 'catalog.new', None, True, False, True)
-            except SnapfsError as error:
-                outcome.errors.append(f'rebuild: {error}')
+            if not self._rebuild(path, outcome):
                 break
         outcome.opened = 'no'
         return False
@@ -193,7 +200,8 @@ async def _below(view: View, ino: int, path: str, seen: set[int]) -> Any:
     try:
         inode = await view.inode(ino)
         if not inode.is_directory():
-            data = await view.read(inode, 0, inode.size) if inode.is_regular() else inode.target
+            size = min(inode.size, BYTES_MAX)  # a damaged inode may say anything
+            data = await view.read(inode, 0, size) if inode.is_regular() else inode.target
             names = await view.xattr_list(inode)
             yield path, (inode.mode, data, [(name, await view.xattr_get(inode, name)) for name in names])
             return

@@ -73,7 +73,18 @@ def lose(path: Path) -> None:
         (path / f'catalog.sqlite{suffix}').unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize('how', ['catalog-gone', 'catalog-garbage', 'catalog-page'])
+LOST = [
+    'catalog-gone',
+    'catalog-garbage',
+    'catalog-page',
+    'catalog-schema',
+    'catalog-version',
+    'setting-gone',
+]
+LOST += ['snapshot-rootless']
+
+
+@pytest.mark.parametrize('how', LOST)
 def test_with_a_backup_everything_has_its_name_again(whole, store, tmp_path, how):
     shutil.copytree(whole, tmp_path / 'other')
     wanted = trees(tmp_path / 'other')
@@ -87,6 +98,19 @@ def test_with_a_backup_everything_has_its_name_again(whole, store, tmp_path, how
     assert not [one for one in report.findings if one.severity == 'damage'], report.findings
     if how != 'catalog-gone':
         assert (store / 'catalog.sqlite.lost-1').exists(), 'the old one is kept'
+
+
+def test_a_catalog_of_another_version_is_not_a_damaged_one(store):
+    """A newer program has made it, or an older one; to make it anew would forget things."""
+    for version, table in ((4, 'CREATE TABLE something_new (x)'), (2, 'DROP TABLE something_new')):
+        with sqlite3.connect(store / 'catalog.sqlite') as db:
+            db.execute(table)
+            db.execute(f'PRAGMA user_version = {version}')
+        db.close()
+        before = files(store)
+        with pytest.raises(Held):
+            rebuilt(store)
+        assert files(store) == before
 
 
 def test_from_packs_alone_every_tree_is_there(whole, store, tmp_path):

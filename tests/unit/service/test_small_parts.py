@@ -224,3 +224,19 @@ def test_a_power_cut_while_the_journal_is_replaced_loses_nothing_more(store, mon
     told = rebuilt(store, journal=True)
     assert told['records'] == len(late(store)) > 0
     assert damages(store) == []
+
+
+# --- the audit log ---------------------------------------------------------------------------------------
+def test_an_audit_log_that_is_gone_stops_the_collector_and_nobody_else(store, tmp_path):
+    shutil.copytree(store, tmp_path / 'other')
+    wanted = trees(tmp_path / 'other')
+    break_it(store, 'audit-gone', seed=1)
+    assert trees(store) == wanted
+
+    async def look(collecting: Collecting) -> Any:
+        return collecting.collector.incidents.latched(), collecting.engine.health()
+
+    for _ in range(2):  # it stays stopped, and the new log is one that can be verified
+        latched, health = on(store, look)
+        assert latched is not None and 'audit log is gone' in health
+        assert damages(store) == []
