@@ -1,10 +1,10 @@
 """L4 donors: who may still have the bytes of lost chunks. Blocking; in a process of its own.
 
-First records: those that quarantine and `freed` name, and any other copy in any pack, known to the catalog
-or not. Then files of the host: a whole small file, a piece where the store's cutter would cut (FastCDC with
-the parameters of the superblock), or just the bytes at the place where the lost chunk was. Symbolic links
-are not followed, only regular files are read, and none of another filesystem than their directory's. What
-is offered is verified again by whoever takes it."""
+First records: those that quarantine and `freed` name, second copies of nodes, and any other copy in any
+pack, known to the catalog or not. Then files of the host: a whole small file, a piece where the store's
+cutter would cut (FastCDC with the parameters of the superblock), or just the bytes at the place where the
+lost chunk was. Symbolic links are not followed, only regular files are read, and none of another filesystem
+than their directory's. What is offered is verified again by whoever takes it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from snapfs.format.superblock import SUPERBLOCK_BYTES, ChunkerParameters, decode
 from snapfs.rescue.reader import Reader
 from snapfs.rescue.recover_values import Donor, Lost
 from snapfs.store.durable import Disk
+from snapfs.store.mirror import FOLDER as MIRROR
 from snapfs.store.packs import scan_records
 
 Progress = Callable[[int, int], None]
@@ -39,8 +40,8 @@ def search(
 ) -> Offers:
     """Return offers for lost chunks, the best first. What cannot be read offers nothing."""
     offers: Offers = {}
-    for folder in ('data', 'meta'):
-        for path in sorted((reader.store / 'packs' / folder).glob('??/' + '?' * 32)):
+    for folder in ('packs/data', 'packs/meta', MIRROR):
+        for path in sorted((reader.store / folder).glob('??/' + '?' * 32)):
             for id, offset, stored in _records(path):
                 if id in wanted and _whole(path, offset, HEADER_BYTES + stored, wanted[id]):
                     _offer(offers, id, Donor(path, offset, HEADER_BYTES + stored, True))

@@ -82,10 +82,10 @@ class Scrubbing:
                 log.exception('bug: the scrub failed')
 
     async def back_up(self) -> None:
-        """Keep backups of the catalog, for as long as the daemon runs."""
+        """Keep backups of the catalog and second copies of nodes, for as long as the daemon runs."""
         store = self._engine.store
         while True:
-            await self._world.run_in_thread(store.backups.write, self._world.time_ns())
+            await self._world.run_in_thread(store.keep_copies)
             await self._world.sleep(limits.BACKUP_SECONDS)
 
     async def tick(self) -> None:

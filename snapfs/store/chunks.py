@@ -30,6 +30,7 @@ from snapfs.store.cache import ByteCache, CountCache
 from snapfs.store.catalog import LOCATE_FREED, LOCATE_QUARANTINE, Catalog
 from snapfs.store.durable import Buffer, Disk
 from snapfs.store.horizon import PutRecord
+from snapfs.store.mirror import read_copy
 from snapfs.store.packs import PackFile, PackNumbers, PackWriter, pack_path
 from snapfs.store.rows import ChunkRow, Location, PackRow
 
@@ -80,6 +81,7 @@ class ChunkStore:
         # Found missing or wrong by the last read of each. What is put again under the same id is shared with
         # that, so whoever puts looks here first.
         self.unreadable: set[bytes] = set()
+        self.mirrored: set[bytes] = set()  # nodes that only their second copy still has
         self._damage: dict[bytes, str | None] = {}  # not written down yet: why, or None when whole again
         self.put_bytes = 0  # plain bytes given to put_batch
         self.new_bytes = 0  # of these, plain bytes that were not there already
@@ -398,9 +400,13 @@ class ChunkStore:
                 )
             except Corrupt as error:
                 text = f'chunk {id.hex()} in pack {file.name.hex()} at offset {location.offset}: {error}'
-                log.error('%s', text)
-                self._note_unreadable(id, text)
-                raise Corrupt(text) from error
+                copy = self._second_copy(location, id, text)
+                if copy is None:
+                    log.error('%s', text)
+                    self._note_unreadable(id, text)
+                    raise Corrupt(text) from error
+                found[id] = copy
+                continue
             if id in self.unreadable:
                 self._note_whole(id)
             found[id] = plain
@@ -417,8 +423,25 @@ class ChunkStore:
                     [(location, id)], location.offset + HEADER_BYTES + location.stored_length, found, True
                 )
             except _Gone:
-                self._note_unreadable(id, str(gone))
-                raise Corrupt(f'chunk {id.hex()} is lost: {gone}') from gone
+                # Only now that the catalog was asked anew: a read of what was condemned has been an alarm.
+                plain = self._second_copy(location, id, str(gone))
+                if plain is None:
+                    self._note_unreadable(id, str(gone))
+                    raise Corrupt(f'chunk {id.hex()} is lost: {gone}') from gone
+                found[id] = plain
+
+    def _second_copy(self, location: Location, id: bytes, why: str) -> bytes | None:
+        """Return a node that is not whole in its pack from the mirror, if that has it."""
+        name, kind = self._numbers.packs.get(location.pack, (b'', 0))
+        if kind != RecordKind.NODE:
+            return None
+        store = self._root.parent
+        plain = read_copy(self._disk, store, name, location.offset, location.stored_length, id)
+        if plain is not None and id not in self.mirrored:
+            log.error('read from its second copy: %s', why)
+            if len(self.mirrored) < limits.UNREADABLE_CHUNKS_MAX:
+                self.mirrored.add(id)
+        return plain
 
     def _note_unreadable(self, id: bytes, why: str) -> None:
         if id not in self.unreadable and len(self.unreadable) < limits.UNREADABLE_CHUNKS_MAX:

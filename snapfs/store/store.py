@@ -28,6 +28,7 @@ from snapfs.store.chunks import ChunkStore
 from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.store.lock import StoreLock
+from snapfs.store.mirror import Mirror
 from snapfs.store.packs import FOLDERS, PackNumbers
 from snapfs.store.recovery import Recovered, packs_on_disk, recover_pack
 from snapfs.store.registry import Registry
@@ -152,6 +153,7 @@ class Store:
         else:
             self._with_reserve(self._mark_unclean)
         self.backups = Backups(disk, path, uuid, self.catalog)
+        self.mirror = Mirror(disk, path, self.catalog, self.was_clean)
         self._open_audit()
         committed = self.catalog.journal_sequence
         self.journal = Journal.open(disk, path / 'journal', uuid, committed, self.was_clean)
@@ -164,6 +166,12 @@ class Store:
         self.chunks.unreadable.update(damage.load(self.catalog))
         self._take_packs(rows, numbers, committed)
         self._check_reserve()
+
+    def keep_copies(self) -> None:
+        """Write what helps after damage, where something has changed: a backup of the catalog, second copies
+        of nodes. Never raises. Any thread, one at a time."""
+        self.backups.write(self.world.time_ns())
+        self.mirror.copy()
 
     def _mark_unclean(self) -> None:
         self.catalog.set_setting('clean', 0)

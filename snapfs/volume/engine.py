@@ -226,7 +226,7 @@ class Engine(Administration):
                     head.reclaim_all()
                 await self._last_commit()
                 # A backup from before would miss what was written since, and no record tells of that.
-                self.store.backups.write(self.world.time_ns())
+                self.store.keep_copies()
                 clean = True
         finally:
             self.store.close(clean=clean)

@@ -47,6 +47,7 @@ BLOCK_BYTES = limits.MIB
 TOP = {
     'superblock', 'catalog.sqlite', 'catalog.sqlite-wal', 'catalog.sqlite-shm', 'journal', 'packs', 'batches',
     'incidents', 'audit.log', 'lock', 'control.sock', 'reserve', 'daemon.log', 'daemon.log.1', 'backups',
+    'mirror',
 }  # fmt: skip
 
 
