@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-CODES = ('record-header', 'record-payload', 'node-unreadable', 'pack-unreadable')
+CODES = ('record-header', 'record-payload', 'node-unreadable')
 TEXTS_REMEMBERED = 1000
 TEXT_BYTES_MAX = 1000
 # `named`: a row of the index or of quarantine names it. `text`, `length`: where the text is, in bytes.

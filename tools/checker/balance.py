@@ -55,7 +55,7 @@ class PartResult:
 class World:
     """What all parts are held against. `ends`: by pack, where its readable records end; `lost_by`: by pack,
     the code when it has lost some; `unseen`: packs that nobody let us read; `bad`: by pack, records that
-    cannot be read; `kinds`: by pack, of its records. `compared`: records were listed. `shown_max`: findings
+    cannot be read; `dark`: by pack, (from, to) bytes that the disk does not give; `kinds`: by pack, of its records. `compared`: records were listed. `shown_max`: findings
     of each code that are kept."""
 
     store: Store
@@ -64,6 +64,7 @@ class World:
     lost_by: Mapping[int, str]
     unseen: frozenset[int]
     bad: Mapping[int, BadRows]
+    dark: Mapping[int, tuple[tuple[int, int], ...]]
     kinds: Mapping[int, int]
     compared: bool
     full: bool
@@ -224,6 +225,7 @@ class _Part:
                 unseen[rows] = True  # it is told that these were not checked
                 continue
             self._outside(table, name, pack, rows, bad)
+            self._dark(table, pack, rows, bad)
             found = self.world.bad.get(pack)
             if found is not None:
                 self._unreadable(table, found, pack, rows[~bad[rows]], bad)
@@ -249,6 +251,15 @@ class _Part:
         for row in outside.tolist():
             self.marks.add((code, PACK, pack), what, int(table.a[row]), int(table.b[row]))
 
+    def _dark(self, table: Table, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]) -> None:
+        """Mark rows whose record the disk does not give."""
+        for start, stop in self.world.dark.get(pack, ()):
+            end = table.offset[rows] + 52 + table.stored[rows]
+            for row in rows[(table.offset[rows] < stop) & (end > start) & ~bad[rows]].tolist():
+                bad[row] = True
+                a, b = int(table.a[row]), int(table.b[row])
+                self.marks.add(('pack-unreadable', PACK, pack), 'the disk does not give its chunks', a, b)
+
     def _unreadable(
         self, table: Table, found: BadRows, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
     ) -> None:
@@ -262,9 +273,8 @@ class _Part:
         for row, record in zip(rows.tolist(), records[at], strict=True):
             code = CODES[record['code']]
             place = pack << 32 | int(record['offset'])
-            key = (code, PACK, pack) if code == 'pack-unreadable' else (code, RECORD, place)
             what = partial(found.what, record)
-            self.marks.add(key, what, int(table.a[row]), int(table.b[row]))
+            self.marks.add((code, RECORD, place), what, int(table.a[row]), int(table.b[row]))
 
     def _match(self, table: Table, name: str, bad: NDArray[np.bool_], unseen: NDArray[np.bool_]) -> None:
         """Every row must name a record that is exactly there."""

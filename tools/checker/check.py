@@ -267,6 +267,7 @@ class _Check:
             {one.number: one.lost_by for one in self.results if one.lost_by},
             frozenset(one.number for one in self.results if one.unseen),
             {one.number: one.bad for one in self.results if one.bad is not None},
+            {one.number: one.dark for one in self.results if one.dark},
             {pack.number: pack.kind for pack in self.catalog.packs.values()},
             not self.options.names, self.options.full, journal, tops, self.parts,
             self.options.chunks, self.report.shown_max,
@@ -305,7 +306,7 @@ class _Check:
             rows = one.bad.read() if one.bad is not None and not self.options.names else ()
             for row in rows:
                 code = CODES[row['code']]
-                if row['named'] or code == 'pack-unreadable':
+                if row['named']:
                     continue
                 if not self.report.room('record-waste'):
                     self.report.more('record-waste', 1)

@@ -43,13 +43,15 @@ NO_PACK = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}  # something else is in its 
 
 @dataclass(slots=True)
 class PackResult:
-    """What one pack showed. `bad`: records that cannot be read; `end`: no record beyond this offset can be,
+    """What one pack showed. `bad`: records that cannot be read; `dark`: (from, to) bytes that the disk does not
+    give; `end`: no record beyond this offset can be,
     and `lost_by` is the code to say so; `unseen`: why nobody let us read it; `records` that were found,
     `bytes` that were read; `tail`: bytes behind the last durable record."""
 
     number: int
     findings: list[tuple[str, str, str]] = field(default_factory=list)
     bad: BadRows | None = None
+    dark: tuple[tuple[int, int], ...] = ()
     end: int = 0
     lost_by: str = ''
     unseen: str = ''
@@ -246,10 +248,9 @@ class _Look:
 
     # --- one record --------------------------------------------------------------------------------------
     def _bad(self, offset: int, end: int, code: str, what: str) -> None:
-        """Note that the record from `offset` to `end` is bad; if the disk does not give it, this is why."""
-        if any(start < end and offset < stop for start, stop in self.dark):
-            code, what = 'pack-unreadable', f'its chunks cannot be read: {self.error}'
-        self.bad.add(offset, code, what)
+        """Note that the record from `offset` to `end` is bad, unless it is since the disk does not give it."""
+        if not any(start < end and offset < stop for start, stop in self.dark):
+            self.bad.add(offset, code, what)
 
     def _read(self, entry: PackEntry) -> bool:
         """Read and verify a record; return whether it is good. Nodes are taken into the table."""
@@ -330,6 +331,7 @@ class _Look:
         if self.dark:
             spans = ', '.join(f'{start} to {stop}' for start, stop in sorted(set(self.dark))[:3])
             more = '; after some more like that nothing was tried' if self.tried >= BLOCKS_TRIED_MAX else ''
+            self.result.dark = tuple(sorted(set(self.dark)))
             self.say('pack-unreadable', f'bytes {spans} cannot be read: {self.error}{more}')
 
 
