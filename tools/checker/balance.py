@@ -55,8 +55,8 @@ class PartResult:
 class World:
     """What all parts are held against. `ends`: by pack, where its readable records end; `lost_by`: by pack,
     the code when it has lost some; `unseen`: packs that nobody let us read; `bad`: by pack, records that
-    cannot be read; `dark`: by pack, (from, to) bytes that the disk does not give; `kinds`: by pack, of its records. `compared`: records were listed. `shown_max`: findings
-    of each code that are kept."""
+    cannot be read; `dark`: by pack, (from, to) bytes that the disk does not give; `kinds`: by pack, of its
+    records. `compared`: records were listed. `shown_max`: findings of each code that are kept."""
 
     store: Store
     graph: Graph

@@ -43,10 +43,10 @@ NO_PACK = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}  # something else is in its 
 
 @dataclass(slots=True)
 class PackResult:
-    """What one pack showed. `bad`: records that cannot be read; `dark`: (from, to) bytes that the disk does not
-    give; `end`: no record beyond this offset can be,
-    and `lost_by` is the code to say so; `unseen`: why nobody let us read it; `records` that were found,
-    `bytes` that were read; `tail`: bytes behind the last durable record."""
+    """What one pack showed. `bad`: records that cannot be read; `dark`: (from, to) bytes that the disk does
+    not give; `end`: no record beyond this offset can be, and `lost_by` is the code to say so; `unseen`: why
+    nobody let us read it; `records` that were found, `bytes` that were read; `tail`: bytes behind the last
+    durable record."""
 
     number: int
     findings: list[tuple[str, str, str]] = field(default_factory=list)
@@ -248,7 +248,7 @@ class _Look:
 
     # --- one record --------------------------------------------------------------------------------------
     def _bad(self, offset: int, end: int, code: str, what: str) -> None:
-        """Note that the record from `offset` to `end` is bad, unless it is since the disk does not give it."""
+        """Note that the record from `offset` to `end` is bad, unless the disk does not give it."""
         if not any(start < end and offset < stop for start, stop in self.dark):
             self.bad.add(offset, code, what)
 
