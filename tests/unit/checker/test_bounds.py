@@ -20,7 +20,14 @@ from tools.checker.check import Options, check
 from tools.checker.findings import FINDINGS_MAX, SHOWN_MAX, UNCHECKED_MAX, Report
 
 WAYS = ('flip', 'row', 'gone', 'node')
-LIMITS = ({'pairs': 3}, {'files': 4}, {'paths': 200}, {'shown': 1}, {'pairs': 5, 'files': 3, 'shown': 2})
+LIMITS = (
+    {'pairs': 1},
+    {'pairs': 3},
+    {'files': 4},
+    {'paths': 200},
+    {'shown': 1},
+    {'pairs': 5, 'files': 3, 'shown': 2},
+)
 
 
 def lose_all(path: Path, way: str) -> None:
@@ -77,8 +84,11 @@ def test_what_is_left_out_is_counted(
     kept = sum(len(one.files) for one in report.findings)
     assert kept < total or limits == {'shown': 1}, where  # all is about one pack
     assert report.facts['files_left_out'] == total - kept, where
+    assert kept <= limits.get('files', total), where
+    brute = Brute(path, True)
+    assert kept <= limits.get('pairs', total) * len(brute.trees), where
     assert report.facts['snapshots'] == whole.facts['snapshots'], where
-    assert set(whole.facts['snapshots']) == {loss[1] for loss in Brute(path, True).losses()}, where
+    assert set(whole.facts['snapshots']) == {loss[1] for loss in brute.losses()}, where
     for one in report.findings:
         assert set(one.files) <= all_files[one.code, one.place], where
         assert one.facts.get('chunks') == chunks[one.code, one.place], where
