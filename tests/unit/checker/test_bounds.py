@@ -48,7 +48,7 @@ def lose_all(path: Path, way: str) -> None:
 
 def limit(monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> Report:
     if 'pairs' in limits:
-        monkeypatch.setattr(losses, 'PAIRS_MAX', limits['pairs'] + 2)
+        monkeypatch.setattr(losses, 'PAIRS_MAX', limits.get('part', limits['pairs'] + 2))
         monkeypatch.setattr(telling, 'PAIRS_MAX', limits['pairs'])
     if 'files' in limits:
         monkeypatch.setattr(naming, 'FILES_MAX', limits['files'])
