@@ -21,7 +21,7 @@ from tools.checker.findings import FINDINGS_MAX, SHOWN_MAX, UNCHECKED_MAX, Repor
 
 WAYS = ('flip', 'row', 'gone', 'node')
 LIMITS = (
-    {'pairs': 1},
+    {'pairs': 1, 'part': 10_000},
     {'pairs': 3},
     {'files': 4},
     {'paths': 200},
