@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -27,6 +28,7 @@ from tools.checker.findings import CODES, DAMAGE, NOTE, WARNING, Finding, Report
 
 OK, DAMAGED, UNCHECKED, USAGE, CANCELLED = 0, 4, 8, 16, 32
 FILES_SHOWN = 10
+FILES_AT_ONCE = 1000
 EXAMPLES = """\
 examples:
   snapfs fsck /srv/store            every byte is read and hashed
@@ -65,8 +67,27 @@ def parser(prog: str) -> Parser:
     # fsck(8) passes these; there is nothing to repair, so all mean the same.
     for flag in ('-a', '-p', '-y', '-n', '-r', '-f', '-V', '-M', '-T'):
         made.add_argument(flag, action='store_true', help=argparse.SUPPRESS)
-    made.add_argument('-C', nargs='?', const='', help=argparse.SUPPRESS)
     return made
+
+
+def without_progress(words: Sequence[str]) -> list[str]:
+    """Return a call without -C, -CFD and -C FD of fsck(8): progress is shown on a terminal anyway.
+    A number behind -C is a descriptor if another word that is no option follows: else it is the store."""
+    kept: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == '--':
+            return [*kept, word, *rest]
+        if not re.fullmatch('-C[0-9]*', word):
+            kept.append(word)
+        elif word == '-C' and rest and rest[0].isdecimal() and _has_operand(rest[1:]):
+            rest.pop(0)
+    return kept
+
+
+def _has_operand(words: Sequence[str]) -> bool:
+    return any(not word.startswith('-') or word == '-' for word in words)
 
 
 class Bar:
@@ -103,17 +124,43 @@ def exit_code(report: Report) -> int:
     return code | (CANCELLED if report.partial else OK)
 
 
-def plain(finding: Finding) -> dict[str, Any]:
-    """Return a finding for JSON."""
+def _head(finding: Finding) -> dict[str, Any]:
     code = CODES[finding.code]
-    files = [
-        {'in': root, 'path': path, 'start': start, 'end': end} for root, path, start, end in finding.files
-    ]
     return {
         'code': finding.code, 'severity': code.severity, 'place': finding.place, 'what': finding.what,
         'means': code.means, 'advice': code.advice, **finding.facts,
-        'files': files,
     }  # fmt: skip
+
+
+def json_parts(value: dict[str, Any], name: str, findings: Iterable[Finding]) -> Iterator[str]:
+    """Yield an object as JSON, piece by piece: `value`, and the findings by this name. All of them at once
+    would take several times the memory that the findings do."""
+    yield f'{{\n"{name}": ['
+    for number, finding in enumerate(findings):
+        yield f'{"," * (number > 0)}\n{json.dumps(_head(finding))[:-1]}, "files": ['
+        for start in range(0, len(finding.files), FILES_AT_ONCE):
+            part = [
+                {'in': root, 'path': path, 'start': first, 'end': end}
+                for root, path, first, end in finding.files[start : start + FILES_AT_ONCE]
+            ]
+            yield f'{"," * (start > 0)}\n  ' + json.dumps(part)[1:-1].replace('}, {', '},\n  {')
+        yield ']}'
+    yield ']'
+    for key, one in value.items():
+        yield f',\n{json.dumps(key)}: {json.dumps(one, indent=2)}'
+    yield '\n}\n'
+
+
+def say_incomplete(report: Report, line: Callable[[str], None]) -> None:
+    """Say what the report leaves out, and in what the damage is all the same."""
+    for code, number in report.left_out().items():
+        line(f'{code}: {number} more are counted and not shown')
+    files = report.facts.get('files_left_out', 0)
+    if files:
+        line(f'THE LIST OF FILES IS NOT COMPLETE: {files} more are counted and not named')
+    if files or report.left_out():
+        for name in report.facts.get('snapshots', ()):
+            line(f'    {name} is damaged')
 
 
 def say(report: Report, seconds: float) -> None:
@@ -122,11 +169,7 @@ def say(report: Report, seconds: float) -> None:
         for finding in report.findings:
             if finding.severity == severity:
                 _say_finding(finding)
-    for code, number in report.left_out().items():
-        print(f'{code}: {number} more are not shown')
-    counts = report.facts.get('balance', {})
-    if counts.get('bad chunks not told'):
-        print(f'{counts["bad chunks not told"]} more bad chunks are not told one by one')
+    say_incomplete(report, print)
     for text in report.unchecked:
         print(f'NOT CHECKED {text}')
     counts = report.facts.get('balance', {})
@@ -155,7 +198,7 @@ def _say_finding(finding: Finding) -> None:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'fsck.snapfs') -> int:
     """Entry point; the exit code is that of fsck(8)."""
-    options = parser(prog).parse_args(argv)
+    options = parser(prog).parse_args(without_progress(sys.argv[1:] if argv is None else argv))
     bar = Bar(sys.stderr)
     report = Report(bar)
     began = time.monotonic()
@@ -180,11 +223,11 @@ def _tell(options: argparse.Namespace, report: Report, seconds: float) -> None:
     if options.as_json:
         value = {
             'store': str(options.store), 'quick': options.quick, 'partial': report.partial,
-            'findings': [plain(one) for one in report.findings], 'counts': dict(report.counts),
-            'left_out': report.left_out(),
+            'counts': dict(report.counts), 'left_out': report.left_out(),
             'not_checked': report.unchecked, **report.facts,
         }  # fmt: skip
-        print(json.dumps(value, indent=2))
+        for text in json_parts(value, 'findings', report.findings):
+            sys.stdout.write(text)
     else:
         say(report, seconds)
 

@@ -15,6 +15,8 @@ from snapfs.cli import output
 from snapfs.errors import Invalid
 
 EXIT_DAMAGED = 4
+COLUMNS = ('in', 'file', 'lost bytes')
+ROWS_AT_ONCE = 1000  # a table of all would take much memory
 
 
 @click.command('damage', epilog='Example: snapfs damage /srv/store')
@@ -30,12 +32,12 @@ def damage_command(store_path: str | None, chunks: tuple[str, ...]) -> int:
     """
     from tools.checker.check import Options, check
     from tools.checker.findings import Report
-    from tools.fsck import Bar, plain
+    from tools.fsck import Bar, json_parts, say_incomplete
 
     for text in chunks:
         if not re.fullmatch('[0-9a-fA-F]{64}', text):
             raise Invalid(f'{text[:80]!r} is not the id of a chunk: 64 hexadecimal digits')
-    store, _as_json = click.get_current_context().obj
+    store, as_json = click.get_current_context().obj
     if store_path is not None and store is not None:
         raise Invalid('give the store once: as STORE or with --store')
     path = Path(store_path) if store_path is not None else _located(store)
@@ -45,12 +47,17 @@ def damage_command(store_path: str | None, chunks: tuple[str, ...]) -> int:
     check(path, Options(full=False, jobs=os.cpu_count() or 1, names=True, chunks=ids), report)
     bar.end()
     found = [one for one in report.findings if one.severity == 'damage' or one.code == 'chunk-named']
-    value = {
-        'damage': [plain(one) for one in found],
-        'left_out': report.left_out(),
-        'not_checked': report.unchecked,
-    }
-    output.show(value, _render)
+    if as_json:
+        value: dict[str, Any] = {'left_out': report.left_out(), 'not_checked': report.unchecked}
+        for name, none in (('snapshots', []), ('files_left_out', 0)):
+            value[name] = report.facts.get(name, none)
+        for text in json_parts(value, 'damage', found):
+            sys.stdout.write(text)
+    else:
+        _render(found)
+        say_incomplete(report, output.say)
+        for text in report.unchecked:
+            output.say(f'NOT CHECKED {text}')
     lost = any(one.severity == 'damage' for one in found)
     return EXIT_DAMAGED if lost or report.unchecked else 0
 
@@ -61,20 +68,19 @@ def _located(store: str | None) -> Path:
     return client.locate(store, os.environ).store
 
 
-def _render(value: Any) -> None:
-    rows = []
-    for one in value['damage']:
-        output.say(f'{one["code"]} {one["place"]}: {one["what"]}')
-        for file in one['files']:
-            where = '' if file['start'] is None else f'{file["start"]} to {file["end"]}'
-            rows.append((file['in'], file['path'], where))
+def _render(found: list[Any]) -> None:
+    rows: list[tuple[str, str, str]] = []
+    for one in found:
+        output.say(f'{one.code} {one.place}: {one.what}')
+    for one in found:
+        for root, path, start, end in one.files:
+            rows.append((root, path, '' if start is None else f'{start} to {end}'))
+            if len(rows) >= ROWS_AT_ONCE:
+                output.table(COLUMNS, rows, '')
+                rows = []
     if rows:
-        output.table(('in', 'file', 'lost bytes'), rows, '')
-    if any(one['severity'] == 'damage' for one in value['damage']):
+        output.table(COLUMNS, rows, '')
+    if any(one.severity == 'damage' for one in found):
         output.say('Get back what exists: snapfs recover VOLUME@SNAPSHOT')
-    elif not value['damage']:
+    elif not found:
         output.say('Nothing is known to be lost.')
-    for code, number in value['left_out'].items():
-        output.say(f'{code}: {number} more are left out')
-    for text in value['not_checked']:
-        output.say(f'NOT CHECKED {text}')

@@ -10,40 +10,41 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tools.checker.badrows import CODES, BadRows
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph, find
+from tools.checker.losses import (
+    ANY,
+    ASKED_FOR,
+    CHUNK,
+    PACK,
+    RECORD,
+    RESTING_ONLY,
+    STRICT_ONLY,
+    TOP,
+    Marks,
+    PartLosses,
+)
 from tools.checker.spill import RECORDS, part_of, range_of, read_part, text_of, words, words_of
 from tools.checker.store import Store, query
 
 PACK_SHIFT = np.uint64(32)
-BAD_MAX = 100_000  # of one part
-MOST = (1 << 64) - 1
 _ROWS = 'SELECT id, pack, offset, stored, plain, codec, kind FROM {table} '
 _ROWS += 'WHERE id >= ? AND id < ? AND length(id) = 32 ORDER BY id'
 
 
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """An id that is not as it should be. `key` names the finding that it belongs to: (code, place, what);
-    chunks of one lost pack share one."""
-
-    key: tuple[str, str, str]
-    a: int
-    b: int
-
-
 @dataclass(slots=True)
 class PartResult:
-    """What one part showed. `owners`: for each of `bad`, numbers of nodes that refer to it."""
+    """What one part showed."""
 
-    bad: list[Bad] = field(default_factory=list)
-    owners: list[NDArray[np.uint32]] = field(default_factory=list)
+    losses: PartLosses = field(default_factory=PartLosses)
     counts: dict[str, int] = field(default_factory=dict)
-    findings: list[tuple[str, str, str]] = field(default_factory=list)
+    healed: list[int] = field(default_factory=list)  # first numbers of ids that were lost, and are whole
 
     def add(self, name: str, number: int) -> None:
         """Add to a count."""
@@ -53,22 +54,25 @@ class PartResult:
 @dataclass(frozen=True, slots=True)
 class World:
     """What all parts are held against. `ends`: by pack, where its readable records end; `lost_by`: by pack,
-    the code when it has lost some; `bad`: by place, (code, what) of records that cannot be read; `kinds`: by
-    pack, of its records. `compared`: records were listed."""
+    the code when it has lost some; `unseen`: packs that nobody let us read; `bad`: by pack, records that
+    cannot be read; `dark`: by pack, (from, to) bytes that the disk does not give; `kinds`: by pack, of its
+    records. `compared`: records were listed. `shown_max`: findings of each code that are kept."""
 
     store: Store
     graph: Graph
     ends: Mapping[int, int]
     lost_by: Mapping[int, str]
-    bad: Mapping[int, tuple[str, str]]
+    unseen: frozenset[int]
+    bad: Mapping[int, BadRows]
+    dark: Mapping[int, tuple[tuple[int, int], ...]]
     kinds: Mapping[int, int]
-    places: Mapping[int, str]
     compared: bool
     full: bool
     journal: frozenset[int]  # places of records that only the journal names
     tops: NDArray[np.void]  # ids of roots: (a, b, flag)
     parts: int
     wanted: tuple[bytes, ...]  # ids to be named all the same
+    shown_max: int
 
 
 class Table:
@@ -99,8 +103,7 @@ class _Part:
     def __init__(self, world: World, db: sqlite3.Connection, part: int) -> None:
         self.world = world
         self.part = part
-        self._order: NDArray[np.int64] | None = None
-        self._sorted: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self.marks = Marks(world.shown_max)
         self.result = PartResult()
         self.tops = world.tops[part_of(world.tops['a'], world.parts) == part]
         low, high = range_of(part, world.parts)
@@ -133,64 +136,48 @@ class _Part:
         if self.world.compared:
             self._records()
         self._known(bad)
-        for id in self.world.wanted:
+        for number, id in enumerate(self.world.wanted):
             a, b = words_of(id)
             if part_of(np.array([a], dtype=np.uint64), self.world.parts)[0] == self.part:
-                self._mark(('chunk-named', f'chunk {id.hex()}', 'was asked for'), a, b)
+                self.marks.add(('chunk-named', ASKED_FOR, number), 'was asked for', a, b)
+        self.result.losses = self.marks.resolve(refs, self.node, self.flag, tops)
         return self.result
 
     # --- what is referred to and not there ---------------------------------------------------------------
-    def _mark(self, key: tuple[str, str, str], a: int, b: int, strict_only: bool = False) -> None:
-        if len(self.result.bad) >= BAD_MAX:
-            self.result.add('bad chunks not told', 1)
-            return
-        if self._order is None:
-            self._order = np.argsort(self.refs['a'])
-            self._sorted = self.refs['a'][self._order]
-        start, end = np.searchsorted(self._sorted, [np.uint64(a), np.uint64(a) + np.uint64(1)])
-        mine = self._order[start:end] if a != MOST else self._order[start:]
-        good = (self.refs['b'][mine] == np.uint64(b)) & (self.node[mine] != NOBODY)
-        mine = mine[good & (self.flag[mine] & (STRICT if strict_only else STRICT | RESTING) > 0)]
-        self.result.bad.append(Bad(key, a, b))
-        self.result.owners.append(self.refs['owner'][mine])
-
     def _absent(self, refs: NDArray[np.void], flag: NDArray[Any]) -> None:
-        strict = refs[flag & STRICT > 0]
-        for a, b in sorted(set(zip(strict['a'].tolist(), strict['b'].tolist(), strict=True))):
-            self._absent_one(a, b)
-        resting = refs[(flag & RESTING > 0) & (flag & STRICT == 0)]
-        lost = find(self.quarantine.a, self.quarantine.b, resting['a'], resting['b']) == NOBODY
-        for a, _b in sorted(set(zip(resting['a'][lost].tolist(), resting['b'][lost].tolist(), strict=True))):
-            text = text_of(a)
-            self.result.findings.append(
-                ('request-incomplete', f'chunk {text}', 'is neither indexed nor in quarantine')
-            )
+        self._absent_ids(refs[flag & STRICT > 0])
+        self._incomplete(
+            refs[(flag & RESTING > 0) & (flag & STRICT == 0)], CHUNK, 'is neither indexed nor in quarantine'
+        )
 
     def _absent_tops(self, tops: NDArray[np.void]) -> None:
-        for a, b, flag in tops.tolist():
-            if flag & STRICT:
-                self._absent_one(a, b)
-            elif flag & RESTING and not self._has(self.quarantine, a, b):
-                self.result.findings.append(
-                    ('request-incomplete', f'node {text_of(a)}', 'the top of a request is not there')
-                )
+        self._absent_ids(tops[tops['flag'] & STRICT > 0])
+        self._incomplete(tops[tops['flag'] & RESTING > 0], TOP, 'the top of a request is not there')
 
-    @staticmethod
-    def _has(table: Any, a: int, b: int) -> bool:
-        column = (np.array([a], dtype=np.uint64), np.array([b], dtype=np.uint64))
-        return bool(find(table.a, table.b, *column)[0] != NOBODY)
+    def _incomplete(self, rows: NDArray[np.void], about: int, what: str) -> None:
+        a, b = _unique(rows)
+        lost = find(self.quarantine.a, self.quarantine.b, a, b) == NOBODY
+        for one, other in zip(a[lost].tolist(), b[lost].tolist(), strict=True):
+            self.marks.add(('request-incomplete', about, one), what, one, other, RESTING_ONLY)
 
-    def _absent_one(self, a: int, b: int) -> None:
-        text = f'chunk {text_of(a)}'
-        if self._has(self.quarantine, a, b):
-            key = ('chunk-condemned', text, 'is only in quarantine, and something that stands needs it')
-        elif self._has(self.freed, a, b):
-            key = ('chunk-freed', text, 'has been freed, and something that stands needs it')
-        elif bool(((self.records['a'] == np.uint64(a)) & (self.records['b'] == np.uint64(b))).any()):
-            key = ('chunk-unindexed', text, 'is not in the index; a pack has it')
-        else:
-            key = ('chunk-missing', text, 'is not in the index, and in no pack')
-        self._mark(key, a, b, strict_only=True)
+    def _absent_ids(self, rows: NDArray[np.void]) -> None:
+        a, b = _unique(rows)
+        if not len(a):
+            return
+        resting = find(self.quarantine.a, self.quarantine.b, a, b) != NOBODY
+        freed = find(self.freed.a, self.freed.b, a, b) != NOBODY
+        records = self.records[np.argsort(self.records['a'])]
+        seen = find(records['a'], records['b'], a, b) != NOBODY
+        for index, (one, other) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+            if resting[index]:
+                code, what = 'chunk-condemned', 'is only in quarantine, and something that stands needs it'
+            elif freed[index]:
+                code, what = 'chunk-freed', 'has been freed, and something that stands needs it'
+            elif seen[index]:
+                code, what = 'chunk-unindexed', 'is not in the index; a pack has it'
+            else:
+                code, what = 'chunk-missing', 'is not in the index, and in no pack'
+            self.marks.add((code, CHUNK, one), what, one, other, STRICT_ONLY)
 
     def _lengths(self, at: NDArray[np.int64]) -> None:
         known = (at != NOBODY) & (self.refs['plain'] > 0) & (self.flag & STRICT > 0)
@@ -199,7 +186,8 @@ class _Part:
         for ref, index in zip(refs[wrong], row[wrong], strict=True):
             plain, kind = self.index.plain[index], self.index.kind[index]
             what = f'a file says {ref["plain"]} bytes, the index {plain} of kind {kind}'
-            self._mark(('chunk-length', f'chunk {text_of(ref["a"])}', what), int(ref['a']), int(ref['b']))
+            a, b = int(ref['a']), int(ref['b'])
+            self.marks.add(('chunk-length', CHUNK, a), what, a, b)
 
     # --- what is there and not referred to ---------------------------------------------------------------
     def _leaks(self, at: NDArray[np.int64], top_at: NDArray[np.int64], tops: NDArray[np.void]) -> None:
@@ -226,38 +214,69 @@ class _Part:
         result.add('quarantined bytes', int((self.quarantine.stored + 52).sum()))
 
     # --- where chunks are said to be ---------------------------------------------------------------------
-    def _places(self, table: Table, name: str) -> set[int]:
-        """Check the places of rows; return the numbers of rows that are told as bad."""
-        world = self.world
-        bad: set[int] = set()
-        packs = np.unique(table.pack)
-        for pack in packs.tolist():
-            rows = np.flatnonzero(table.pack == pack)
-            code = world.lost_by.get(pack)
-            if pack not in world.kinds:
-                outside, key = (
-                    rows,
-                    ('index-record', f'pack number {pack}', f'{name} names it, the catalog does not know it'),
-                )
-            else:
-                end = table.offset[rows] + 52 + table.stored[rows]
-                outside = rows[end > world.ends.get(pack, 0)]
-                what = 'its chunks are lost' if code else f'{name} names a place behind its last record'
-                key = (code or 'index-record', world.places[pack], what)
-            for row in outside.tolist():
-                bad.add(row)
-                self._mark(key, int(table.a[row]), int(table.b[row]))
-        for row, place in enumerate(table.place.tolist()) if world.bad else ():
-            if place in world.bad and row not in bad:
-                bad.add(row)
-                code, what = world.bad[place]
-                where = f'{world.places[place >> 32]} at offset {place & 0xFFFFFFFF}'
-                self._mark((code, where, what), int(table.a[row]), int(table.b[row]))
-        if world.compared:
-            self._match(table, name, bad)
+    def _places(self, table: Table, name: str) -> NDArray[np.bool_]:
+        """Check the places of rows; return which of them are told as bad."""
+        bad = np.zeros(len(table), dtype=bool)
+        unseen = np.zeros(len(table), dtype=bool)
+        order = np.argsort(table.pack, kind='stable')
+        packs, starts = np.unique(table.pack[order], return_index=True)
+        for pack, rows in zip(packs.tolist(), np.split(order, starts[1:]), strict=False):
+            if pack in self.world.unseen:
+                unseen[rows] = True  # it is told that these were not checked
+                continue
+            self._outside(table, name, pack, rows, bad)
+            self._dark(table, pack, rows, bad)
+            found = self.world.bad.get(pack)
+            if found is not None:
+                self._unreadable(table, found, pack, rows[~bad[rows]], bad)
+        if self.world.compared:
+            self._match(table, name, bad, unseen)
         return bad
 
-    def _match(self, table: Table, name: str, bad: set[int]) -> None:
+    def _outside(
+        self, table: Table, name: str, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
+    ) -> None:
+        """Mark rows that name a place where no record can be."""
+        world = self.world
+        if pack not in world.kinds:
+            outside, code = rows, 'index-record'
+            what = f'{name} names it, the catalog does not know it'
+        else:
+            end = table.offset[rows] + 52 + table.stored[rows]
+            outside = rows[end > world.ends.get(pack, 0)]
+            lost = world.lost_by.get(pack)
+            code = lost or 'index-record'
+            what = 'its chunks are lost' if lost else f'{name} names a place behind its last record'
+        bad[outside] = True
+        for row in outside.tolist():
+            self.marks.add((code, PACK, pack), what, int(table.a[row]), int(table.b[row]))
+
+    def _dark(self, table: Table, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]) -> None:
+        """Mark rows whose record the disk does not give."""
+        for start, stop in self.world.dark.get(pack, ()):
+            end = table.offset[rows] + 52 + table.stored[rows]
+            for row in rows[(table.offset[rows] < stop) & (end > start) & ~bad[rows]].tolist():
+                bad[row] = True
+                a, b = int(table.a[row]), int(table.b[row])
+                self.marks.add(('pack-unreadable', PACK, pack), 'the disk does not give its chunks', a, b)
+
+    def _unreadable(
+        self, table: Table, found: BadRows, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
+    ) -> None:
+        """Mark rows whose record cannot be read."""
+        records = found.read()
+        at = np.minimum(np.searchsorted(records['offset'], table.offset[rows]), len(records) - 1)
+        hit = records['offset'][at] == table.offset[rows]
+        rows, at = rows[hit], at[hit]
+        bad[rows] = True
+        found.name(at[records['named'][at] == 0])
+        for row, record in zip(rows.tolist(), records[at], strict=True):
+            code = CODES[record['code']]
+            place = pack << 32 | int(record['offset'])
+            what = partial(found.what, record)
+            self.marks.add((code, RECORD, place), what, int(table.a[row]), int(table.b[row]))
+
+    def _match(self, table: Table, name: str, bad: NDArray[np.bool_], unseen: NDArray[np.bool_]) -> None:
         """Every row must name a record that is exactly there."""
         records = self.records[np.argsort(self.records['place'])]
         if len(records):
@@ -268,14 +287,11 @@ class _Part:
         what = table.kind.astype(np.uint32) | table.codec.astype(np.uint32) << np.uint32(8)
         good = (seen['place'] == table.place) & (seen['a'] == table.a) & (seen['b'] == table.b)
         good &= (seen['stored'] == table.stored) & (seen['plain'] == table.plain) & (seen['what'] == what)
-        for row in np.flatnonzero(~good).tolist():
-            if row in bad:
-                continue
-            bad.add(row)
-            where = self.world.places.get(int(table.pack[row]), f'pack number {table.pack[row]}')
-            chunk = text_of(int(table.a[row]))
-            text = f'{name} names offset {table.offset[row]}; there is no such record of chunk {chunk}'
-            self._mark(('index-record', where, text), int(table.a[row]), int(table.b[row]))
+        for row in np.flatnonzero(~good & ~bad & ~unseen).tolist():
+            bad[row] = True
+            a = int(table.a[row])
+            text = f'{name} names offset {table.offset[row]}; there is no such record of chunk {text_of(a)}'
+            self.marks.add(('index-record', PACK, int(table.pack[row])), text, a, int(table.b[row]))
 
     def _records(self) -> None:
         """Records that no row names: copies of what is indexed, freed ones, or what a crash left."""
@@ -293,15 +309,21 @@ class _Part:
         self.result.add('unindexed', len(left))
         self.result.add('unindexed bytes', int((left['stored'].astype(np.int64) + 52).sum()))
 
-    def _known(self, bad: set[int]) -> None:
+    def _known(self, bad: NDArray[np.bool_]) -> None:
         """Chunks that the catalog knows as lost."""
-        for a, b in zip(self.damaged[0].tolist(), self.damaged[1].tolist(), strict=True):
-            key = np.array([a], dtype=np.uint64), np.array([b], dtype=np.uint64)
-            row = int(find(self.index.a, self.index.b, *key)[0])
-            text = f'chunk {text_of(a)}'
-            if row in bad:
+        rows = find(self.index.a, self.index.b, *self.damaged)
+        for a, b, row in zip(self.damaged[0].tolist(), self.damaged[1].tolist(), rows.tolist(), strict=True):
+            if row == NOBODY or bad[row] or int(self.index.pack[row]) in self.world.unseen:
                 continue
-            if self.world.full and row != NOBODY:
-                self.result.findings.append(('damage-healed', text, 'is whole'))
-            elif row != NOBODY:
-                self._mark(('damage-known', text, 'was found missing or wrong'), a, b)
+            if self.world.full:
+                self.result.healed.append(a)
+            else:
+                self.marks.add(('damage-known', CHUNK, a), 'was found missing or wrong', a, b, ANY)
+
+
+def _unique(rows: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the ids of rows, each once, ascending."""
+    order = np.lexsort((rows['b'], rows['a']))
+    a, b = rows['a'][order], rows['b'][order]
+    new = np.r_[True, (a[1:] != a[:-1]) | (b[1:] != b[:-1])][: len(a)]
+    return a[new], b[new]

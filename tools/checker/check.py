@@ -25,21 +25,24 @@ from snapfs.errors import Corrupt
 from snapfs.format.nodes import Leaf, decode_node
 from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
-from tools.checker.balance import Bad, World, check_part
+from tools.checker.badrows import CODES, BadWriter
+from tools.checker.balance import World, check_part
 from tools.checker.catalog import Catalog, Root, asked_ids
 from tools.checker.evidence import Evidence
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
-from tools.checker.naming import Hit, Namer
+from tools.checker.naming import Namer
 from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
 from tools.checker.spill import ASKED as ASKED_ROWS
 from tools.checker.spill import Spill, parts_for, text_of, words, words_of
 from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
+from tools.checker.telling import Telling
 
 TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
+META_PLACE = f'packs/{FOLDERS[META]}/'
 UNKNOWN = Pack(0, b'', 1, 'unknown', 0, 0)
-LEAVES_KEPT = 512
+LOST_BY = ('pack-missing', 'pack-short', 'pack-unreadable')  # told with the chunks that are lost
 SMALL_BYTES = 32 * limits.MIB  # below this in all, one process does it
 
 
@@ -130,7 +133,9 @@ class _Check:
     # --- packs -------------------------------------------------------------------------------------------
     def _tasks(self) -> list[Task]:
         names = self.options.names
-        on_disk, findings = packs_on_disk(self.store)
+        on_disk, findings, unseen = packs_on_disk(self.store)
+        for place, why in unseen:
+            self.report.could_not(place, why)
         for code, place, what in findings if not names else ():
             self.report.add(code, place, what)
         known = {(pack.kind, pack.name): pack for pack in self.catalog.packs.values()}
@@ -156,8 +161,13 @@ class _Check:
         for done, result in enumerate(self._spread(_pack_work, tasks, total)):
             self.results.append(result)
             for finding in result.findings:
-                if finding[0] not in ('pack-missing', 'pack-short'):
+                if finding[0] not in LOST_BY:
                     self.report.add(*finding)
+            result.findings = [one for one in result.findings if one[0] in LOST_BY]
+            if result.unseen:
+                pack = self.catalog.packs.get(result.number)
+                name = '/'.join(self.store.pack_parts(pack.kind, pack.name)) if pack else 'a pack'
+                self.report.could_not(name, f'{result.unseen}; what its chunks are needed for neither')
             self.report.progress('packs', done + 1, len(tasks))
         if self.catalog.sound:
             self._strangers()
@@ -187,6 +197,7 @@ class _Check:
         global _SHARED
         _SHARED = self._shared()
         _SPILL.clear()
+        _BAD.clear()
         jobs = min(self.options.jobs, len(tasks))
         if jobs < 2 or total < SMALL_BYTES:
             for task in tasks:
@@ -251,24 +262,25 @@ class _Check:
     def _balance(self, tops: NDArray[np.void], journal: frozenset[int]) -> None:
         places = {pack.number: '/'.join(self.store.pack_parts(pack.kind, pack.name))
                   for pack in self.catalog.packs.values()}  # fmt: skip
-        lost = {one.number: one.lost_by for one in self.results if one.lost_by}
-        bad = {one.number << 32 | offset: (code, what)
-               for one in self.results for offset, code, what in one.bad}  # fmt: skip
         self.world = World(
-            self.store, self.graph, {one.number: one.end for one in self.results}, lost, bad,
-            {pack.number: pack.kind for pack in self.catalog.packs.values()}, places,
+            self.store, self.graph, {one.number: one.end for one in self.results},
+            {one.number: one.lost_by for one in self.results if one.lost_by},
+            frozenset(one.number for one in self.results if one.unseen),
+            {one.number: one.bad for one in self.results if one.bad is not None},
+            {one.number: one.dark for one in self.results if one.dark},
+            {pack.number: pack.kind for pack in self.catalog.packs.values()},
             not self.options.names, self.options.full, journal, tops, self.parts,
-            self.options.chunks,
+            self.options.chunks, self.report.shown_max,
         )  # fmt: skip
-        found: list[tuple[Bad, NDArray[np.uint32]]] = []
+        telling = Telling(self.graph, self.report, places, self.options.chunks)
         counts: dict[str, int] = {}
         total = sum(pack.bytes for pack in self.catalog.packs.values())
         for done, result in enumerate(self._spread(_part_work, range(self.parts), total)):
-            found += zip(result.bad, result.owners, strict=True)
+            telling.take(result.losses)
             for name, number in result.counts.items():
                 counts[name] = counts.get(name, 0) + number
-            for finding in result.findings:
-                self.report.add(*finding)
+            for a in result.healed:
+                self.report.add('damage-healed', f'chunk {text_of(a)}', 'is whole')
             self.report.progress('index', done + 1, self.parts)
         self.report.facts['balance'] = counts
         named = {place >> 32 for place in journal}
@@ -276,17 +288,10 @@ class _Check:
             # In a store that is in use they are new records; the journal names those that a power cut left.
             if one.tail and one.number not in named and not (self.options.names or self.store.in_use()):
                 self.report.add('pack-tail', places[one.number], f'{one.tail} bytes behind its last record')
-        self._tell(found)
-        told = {one.key[:2] for one, _ in found}
-        for one in self.results:
-            for offset, code, what in one.bad:
-                where = f'{places[one.number]} at offset {offset}'
-                if (code, where) not in told and not self.options.names:
-                    self.report.add('record-waste', where, f'{code}: {what}; no row of the index names it')
-            for code, place, what in one.findings:
-                if code in ('pack-missing', 'pack-short') and (code, place) not in told:
-                    self.report.add(code, place, f'{what}; nothing that stands needs it')
-        if counts.get('leaked'):
+        telling.tell(Namer(self.graph, self.standing, self._leaf), self.catalog.roots)
+        self._unneeded(telling, places)
+        blind = any(places[number].startswith(META_PLACE) for number in self.world.unseen)
+        if counts.get('leaked') and not blind:  # who knows what nodes that were not read refer to
             self.report.add('leaked', 'store', f'{counts["leaked"]} chunks, {counts["leaked bytes"]} bytes')
         if counts.get('unindexed'):
             self.report.add(
@@ -295,34 +300,23 @@ class _Check:
                 f'{counts["unindexed"]} records, {counts["unindexed bytes"]} bytes',
             )
 
-    # --- names -------------------------------------------------------------------------------------------
-    def _tell(self, found: Sequence[tuple[Bad, NDArray[np.uint32]]]) -> None:
-        """Report what is lost, with the files that are concerned."""
-        keys: dict[tuple[str, str], int] = {}
-        what: dict[int, tuple[str, str, str]] = {}
-        ids: dict[int, set[tuple[int, int]]] = {}
-        nodes: dict[int, set[int]] = {}
-        for bad, owners in found:
-            number = keys.setdefault(bad.key[:2], len(keys))
-            what.setdefault(number, bad.key)
-            ids.setdefault(number, set()).add((bad.a, bad.b))
-            mine = self.graph.by_owner(owners)
-            nodes.setdefault(number, set()).update(mine[mine != NOBODY].tolist())
-        namer = Namer(self.graph, self.standing, self._leaf)
-        wanted: dict[int, dict[int, list[Hit]]] = {}
-        for number, some in nodes.items():
-            for node in some:
-                wanted.setdefault(number, {})[node] = namer.hits(node, ids[number])
-        files = namer.files(wanted)
-        for number, key in what.items():
-            named = list(files.get(number, ()))
-            for root in self.catalog.roots:
-                standing = root.strict or root.resting
-                if standing and root.tops and words_of(root.tops[0]) in ids[number]:
-                    named.append((root.name, '/ (the whole tree)', None, None))
-            text = key[2] if named else f'{key[2]}; nothing that stands needs it'
-            count = len(ids[number])
-            self.report.add(key[0], key[1], text, named, chunks=count)
+    def _unneeded(self, telling: Telling, places: dict[int, str]) -> None:
+        """Report what is damaged in packs, and no row of the index names."""
+        for one in self.results:
+            rows = one.bad.read() if one.bad is not None and not self.options.names else ()
+            for row in rows:
+                code = CODES[row['code']]
+                if row['named']:
+                    continue
+                if not self.report.room('record-waste'):
+                    self.report.more('record-waste', 1)
+                    continue
+                where = f'{places[one.number]} at offset {row["offset"]}'
+                what = one.bad.what(row) if one.bad is not None else ''
+                self.report.add('record-waste', where, f'{code}: {what}; no row of the index names it')
+            for code, place, what in one.findings:
+                if not telling.has_told(code, one.number):
+                    self.report.add(code, place, f'{what}; nothing that stands needs it')
 
     def _leaf(self, node: int) -> Leaf | None:
         """Read a leaf again."""
@@ -361,6 +355,7 @@ class _Check:
 # What worker processes are forked with, and their own files.
 _SHARED: dict[str, Any] = {}
 _SPILL: dict[int, Spill] = {}
+_BAD: dict[int, BadWriter] = {}
 
 
 def _begin_work() -> None:
@@ -371,7 +366,8 @@ def _begin_work() -> None:
 def _pack_work(task: Task) -> PackResult:
     process = os.getpid()
     spill = _SPILL.setdefault(process, Spill(_SHARED['store'].scratch, _SHARED['parts']))
-    result = look(_SHARED['store'], task, spill)
+    bad = _BAD.setdefault(process, BadWriter(_SHARED['store'].scratch))
+    result = look(_SHARED['store'], task, spill, bad)
     if process != _SHARED['own']:
         spill.close()
     return result

@@ -7,9 +7,12 @@ by then is not."""
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from snapfs import limits
@@ -40,6 +43,7 @@ from tools.checker.findings import Report
 from tools.checker.store import Store, query, read_at
 
 RECORDS_MAX = 2 * limits.JOURNAL_BYTES // 44  # that both files together can hold
+END = b'\xff' * (limits.ID_BYTES + 1)  # above all ids
 START_HASH = '0' * 64
 HASH_TAIL = len(',"hash":"') + 64 + len('"}')
 FILE_BYTES_MAX = 256 * limits.MIB
@@ -326,27 +330,39 @@ class Evidence:
                         )
 
     def _unproved(self) -> None:
-        """Rows of `freed` must be in the receipt of their batch."""
+        """Rows of `freed` must be in the receipt of their batch. Both ascend by id, so few are in memory."""
         db = self._store.connect()
         try:
             for (number,) in query(db, 'SELECT DISTINCT batch FROM freed'):
-                names = {pack.number: pack.name for pack in self._catalog.packs.values()}
-                rows = {(id, names.get(pack, b''), offset) for id, pack, offset in db.execute(
-                    'SELECT id, pack, offset FROM freed WHERE batch = ?', (number,))}  # fmt: skip
-                try:
-                    with self._store.opened('batches', str(number), 'receipt') as (fd, size):
-                        step = limits.RECEIPT_ROWS_PER_READ * RECEIPT_ROW_BYTES
-                        for at in range(RECEIPT_HEADER_BYTES, size, step):
-                            for row in decode_receipt_rows(read_at(fd, min(step, size - at), at)):
-                                rows.discard((row.id, row.pack_name, row.offset))
-                except (OSError, Corrupt):
-                    pass  # the batch's own finding says so; then nothing proves these
-                for id, _, _ in sorted(rows)[:100]:
-                    self._report.add(
-                        'freed-unproved', f'chunk {id.hex()}', f'no receipt of batch {number} names it'
-                    )
+                self._unproved_in(db, number)
         finally:
             db.close()
+
+    def _unproved_in(self, db: sqlite3.Connection, number: int) -> None:
+        names = {pack.number: pack.name for pack in self._catalog.packs.values()}
+        freed = db.execute('SELECT id, pack, offset FROM freed WHERE batch = ? ORDER BY id', (number,))
+        proved, proof = _grouped(self._receipt_places(number)), (b'', [(b'', 0)])
+        for id, places in _grouped((id, (names.get(pack, b''), offset)) for id, pack, offset in freed):
+            while proof[0] < id:
+                proof = next(proved, (END, []))
+            for place in places:
+                if proof[0] == id and place in proof[1]:
+                    continue
+                what = f'no receipt of batch {number} names it'
+                self._report.add('freed-unproved', f'chunk {id.hex()}', what)
+
+    def _receipt_places(self, number: int) -> Iterator[tuple[bytes, tuple[bytes, int]]]:
+        """Yield (id, (name of the pack, offset)) of each row of a receipt, as far as it can be read."""
+        try:
+            with self._store.opened('batches', str(number), 'receipt') as (fd, size):
+                step, previous = limits.RECEIPT_ROWS_PER_READ * RECEIPT_ROW_BYTES, None
+                for at in range(RECEIPT_HEADER_BYTES, size, step):
+                    rows = decode_receipt_rows(read_at(fd, min(step, size - at), at), previous)
+                    previous = rows[-1]
+                    for row in rows:
+                        yield row.id, (row.pack_name, row.offset)
+        except (OSError, Corrupt):
+            pass  # the batch's own finding says so; then nothing proves the rest
 
     def _certificate(self, number: int, place: str) -> None:
         db = self._store.connect()
@@ -372,6 +388,14 @@ class Evidence:
             self._report.add(
                 'certificate-bad', name, getattr(error, 'strerror', None) or f'cannot be read: {error}'
             )
+
+
+def _grouped(
+    rows: Iterable[tuple[bytes, tuple[bytes, int]]],
+) -> Iterator[tuple[bytes, list[tuple[bytes, int]]]]:
+    """Yield each id with its places; rows ascend by id."""
+    for id, group in groupby(rows, key=itemgetter(0)):
+        yield id, [place for _, place in group]
 
 
 def _lines(fd: int, size: int, at: int) -> Iterator[bytes]:

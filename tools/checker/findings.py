@@ -13,6 +13,8 @@ from typing import Any
 
 DAMAGE, WARNING, NOTE = 'damage', 'warning', 'note'
 SHOWN_MAX = 200  # findings kept for each code; all are counted
+UNCHECKED_MAX = 1000
+FINDINGS_MAX = 50_000  # kept in all, but for the first SHOWN_MAX of each code
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ CODES = {
     'entry-odd': Code(WARNING, 'a file of the store is not what it should be', 'Look what it is.'),
     # --- packs
     'pack-missing': Code(DAMAGE, 'all its chunks are lost, unless there are donors', _RECOVER),
+    'pack-unreadable': Code(
+        DAMAGE,
+        'the disk does not give its bytes: chunks there are lost, unless there are donors or it reads again',
+        'Copy what can be read to another disk first. ' + _RECOVER,
+    ),
     'pack-short': Code(DAMAGE, 'chunks at its end are lost, unless there are donors', _RECOVER),
     'pack-header': Code(DAMAGE, 'the pack cannot be used after a rebuild', _RECOVER),
     'pack-footer': Code(DAMAGE, 'its list of records is damaged; records themselves may be whole', _RECOVER),
@@ -132,7 +139,10 @@ Progress = Callable[[str, int, int], None]  # what is done, how much of it, of h
 
 
 class Report:
-    """All findings of one check. Memory is bounded: of each code the first `shown_max` are kept."""
+    """All findings of one check. Memory is bounded: of each code the first `shown_max` are kept, and
+    FINDINGS_MAX in all. `facts` has, where something is lost, `snapshots`: names of all standing roots that
+    have lost something, never cut short; and `files_left_out`: how many more files (one range of one file in
+    one root each) would have been named."""
 
     def __init__(
         self, progress: Progress = lambda what, done, known: None, shown_max: int = SHOWN_MAX
@@ -140,8 +150,10 @@ class Report:
         self.shown_max = shown_max
         self.findings: list[Finding] = []
         self.counts: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
         self.facts: dict[str, Any] = {}
         self.unchecked: list[str] = []
+        self.not_checked = 0
         self.partial = False
         self.progress = progress
 
@@ -156,16 +168,33 @@ class Report:
         """Add a finding."""
         assert code in CODES, code
         self.counts[code] += 1
-        if self.counts[code] <= self.shown_max:
+        if self.room(code):
+            self.kept[code] += 1
             self.findings.append(Finding(code, place, what, tuple(files), facts))
 
+    def room(self, code: str, more: int = 0, more_in_all: int = 0) -> bool:
+        """Return whether a further finding of this code would be kept, after so many `more` of the code,
+        and so many in all."""
+        kept = self.kept[code] + more
+        full = len(self.findings) + more_in_all >= FINDINGS_MAX
+        return kept < min(self.shown_max, SHOWN_MAX if full else self.shown_max)
+
+    def more(self, code: str, number: int) -> None:
+        """Count findings that are not kept."""
+        assert code in CODES, code
+        self.counts[code] += number
+
     def could_not(self, what: str, why: str) -> None:
-        """Say that a part was not checked: never a clean store then."""
-        self.unchecked.append(f'{what}: {why}')
+        """Say that a part was not checked: never a clean store then. Of very many the first are kept."""
+        self.not_checked += 1
+        if self.not_checked <= UNCHECKED_MAX:
+            self.unchecked.append(f'{what}: {why}')
+        else:
+            self.unchecked[UNCHECKED_MAX:] = [f'{self.not_checked - UNCHECKED_MAX} more']
 
     def left_out(self) -> dict[str, int]:
         """Return, by code, how many findings were counted and not kept."""
-        return {code: n - self.shown_max for code, n in self.counts.items() if n > self.shown_max}
+        return {code: n - self.kept[code] for code, n in self.counts.items() if n > self.kept[code]}
 
     def count(self, severity: str) -> int:
         """Return how many findings are of this severity."""

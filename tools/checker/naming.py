@@ -1,14 +1,18 @@
 """Tool fsck, naming: which files of which snapshots a lost chunk is in, and which of their bytes. One thread.
 
 From the nodes that refer to lost chunks the way leads up through the graph to roots, and for names down again
-through the entries of directories. A leaf that many snapshots share is read once."""
+through the entries of directories. A leaf that many snapshots share is read once for its entries, and again
+for the names in it that are wanted. Of all entries only numbers are kept, 20 bytes for each directory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snapfs import limits
 from snapfs.format.keys import DIRENT, EXTENT, XATTR, decode_key, suffix_number
@@ -20,7 +24,9 @@ from tools.checker.spill import words
 
 Read = Callable[[int], Leaf | None]
 File = tuple[str, str, int | None, int | None]
-FILES_MAX = 1_000_000  # of one finding; what is beyond is told as left out
+Wanted = dict[tuple[int, int], list[int]]  # chunks, by `words_of` of their ids, and the findings about each
+FILES_MAX = 150_000  # named in all; what is beyond is counted
+PATHS_BYTES_MAX = 48 * limits.MIB  # of all paths together
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,58 +40,117 @@ class Hit:
     what: str = ''
 
 
+@dataclass(slots=True)
+class Named:
+    """What was named. `files`: by finding; `left_out`: how many more there are; `damaged`: names of roots
+    that have lost something."""
+
+    files: dict[int, list[File]] = field(default_factory=dict)
+    left_out: int = 0
+    damaged: list[str] = field(default_factory=list)
+    count: int = 0
+    paths: dict[str, str] = field(default_factory=dict)
+    paths_bytes: int = 0
+
+    def add(self, finding: int, root: str, path: str, start: int | None, end: int | None) -> None:
+        """Name a file, while there is room."""
+        known = self.paths.get(path)
+        if known is None and self.count < FILES_MAX and self.paths_bytes < PATHS_BYTES_MAX:
+            self.paths[path] = known = path
+            self.paths_bytes += sys.getsizeof(path)
+        if known is None or self.count >= FILES_MAX:
+            self.left_out += 1
+            return
+        self.count += 1
+        self.files.setdefault(finding, []).append((root, known, start, end))
+
+    def sorted(self, finding: int) -> list[File]:
+        """Return the files of a finding, each once, and forget them."""
+        return sorted(set(self.files.pop(finding, ())), key=_order)
+
+
+def _order(file: File) -> tuple[str, str, int, int]:
+    return file[0], file[1], -1 if file[2] is None else file[2], -1 if file[3] is None else file[3]
+
+
 class Namer:
-    """Names what is below nodes; a file with several names by one of them. Keeps what it read of leaves:
-    the names of directories and of wanted files."""
+    """Names what is below nodes; a file with several names by one of them. Keeps nothing of leaves."""
 
     def __init__(self, graph: Graph, roots: Sequence[tuple[Root, int]], read: Read) -> None:
         self._graph = graph
         self._roots = roots
         self._read = read
 
-    def hits(self, node: int, ids: set[tuple[int, int]]) -> list[Hit]:
-        """Return what a node loses with chunks of these ids (their `words_of`)."""
+    def _hits(self, node: int, wanted: Wanted) -> Iterator[tuple[int, Hit]]:
+        """Yield what a node loses with chunks, and the findings about these."""
         graph = self._graph
         count = int(graph.nodes['children'][node])
-        if count:
-            start = int(graph.start[node])
-            found = []
-            for slot in range(start, start + count):
-                child = graph.declared[slot]
-                if (int(child['a']), int(child['b'])) in ids:
-                    low = int.from_bytes(graph.keys[slot][:8] or b'\x01', 'big')
-                    high = graph.keys[slot + 1][:8] if slot + 1 < start + count else b''
-                    end = f'to {int.from_bytes(high, "big")}' if high else 'on'
-                    what = f'a part of the tree, inodes {low} {end}: names below are not known'
-                    found.append(Hit(low, None, None, what))
-            return found
-        leaf = self._read(node)
-        return list(_leaf_hits(leaf, ids)) if leaf is not None else []
+        if not count:
+            leaf = self._read(node)
+            if leaf is not None:
+                yield from _leaf_hits(leaf, wanted)
+            return
+        start = int(graph.start[node])
+        for slot in range(start, start + count):
+            child = graph.declared[slot]
+            for finding in wanted.get((int(child['a']), int(child['b'])), ()):
+                low = int.from_bytes(graph.keys[slot][:8] or b'\x01', 'big')
+                high = graph.keys[slot + 1][:8] if slot + 1 < start + count else b''
+                end = f'to {int.from_bytes(high, "big")}' if high else 'on'
+                what = f'a part of the tree, inodes {low} {end}: names below are not known'
+                yield finding, Hit(low, None, None, what)
 
-    def files(self, wanted: dict[int, dict[int, list[Hit]]]) -> dict[int, list[File]]:
-        """Name files. `wanted`: for each finding, by node, what is hit there; the answer is by finding."""
-        nodes = np.array(sorted({node for hits in wanted.values() for node in hits}), dtype=np.int64)
-        inos = {hit.ino for hits in wanted.values() for some in hits.values() for hit in some}
-        reached = [(root, top, *self._below(top)) for root, top in self._roots]
-        concerned = [one for one in reached if bool(np.isin(nodes, one[3]).any())]
-        names = self._names([one[2] for one in concerned], inos)
-        found: dict[int, list[File]] = {key: [] for key in wanted}
-        for root, _, leaves, line in concerned:
-            here = set(nodes[np.isin(nodes, line)].tolist())
-            up = _Up(names, leaves)
-            for key, hits in wanted.items():
-                for node in sorted(here & hits.keys()):
-                    for hit in hits[node]:
-                        if len(found[key]) < FILES_MAX:
-                            found[key].append((root.name, up.path(hit), hit.start, hit.end))
-                        elif len(found[key]) == FILES_MAX:
-                            found[key].append((root.name, '(more files are left out)', None, None))
-        return {key: sorted(set(some), key=str) for key, some in found.items()}
+    def files(
+        self, rows: NDArray[np.void], nodes: Indexes, skipped: NDArray[np.int64], hurt: NDArray[np.bool_]
+    ) -> Named:
+        """Name files. `rows`: references to lost chunks (losses.LOST), with the nodes that have them;
+        `skipped`: by node, how many more there are; `hurt`: by node, whether it has lost something."""
+        named = Named()
+        skipped = skipped.copy()
+        hits = self._all_hits(rows, nodes, skipped)
+        wanted = np.zeros(len(self._graph.nodes), dtype=bool)
+        wanted[np.array(list(hits), dtype=np.int64)] = True
+        concerned = []
+        for root, top in self._roots:
+            leaves, line = self._below(top)
+            named.left_out += int(skipped[line].sum())
+            if hurt[line].any():
+                named.damaged.append(root.name)
+            if wanted[line].any():
+                concerned.append((root, top))
+        inos = {hit.ino for some in hits.values() for _, hit in some}
+        entries = self._entries([top for _, top in concerned], inos)
+        for root, top in concerned:
+            leaves, line = self._below(top)
+            here = line[wanted[line]].tolist()
+            up = entries.up(leaves, {hit.ino for node in here for _, hit in hits[node]})
+            for node in here:
+                for finding, hit in hits[node]:
+                    named.add(finding, root.name, up.path(hit), hit.start, hit.end)
+        return named
+
+    def _all_hits(
+        self, rows: NDArray[np.void], nodes: Indexes, skipped: NDArray[np.int64]
+    ) -> dict[int, list[tuple[int, Hit]]]:
+        order = np.argsort(nodes, kind='stable')
+        found: dict[int, list[tuple[int, Hit]]] = {}
+        each, starts = np.unique(nodes[order], return_index=True)
+        for node, some in zip(each.tolist(), np.split(rows[order], starts[1:]), strict=False):
+            wanted: Wanted = {}
+            for finding, a, b, _ in some.tolist():
+                findings = wanted.setdefault((a, b), [])
+                if finding not in findings:
+                    findings.append(finding)
+            found[node] = list(self._hits(node, wanted))
+            # What a node that cannot be read again would name is counted; what was counted, and is named all
+            # the same (a chunk that is in one leaf several times), is not.
+            skipped[node] += len(some) - len(found[node])
+        return found
 
     def paths(self, top: int, inos: set[int]) -> dict[int, str]:
         """Return the paths of inodes of one tree, as far as they can be told."""
         leaves, _ = self._below(top)
-        up = _Up(self._names([leaves], inos), leaves)
+        up = self._entries([top], inos).up(leaves, inos)
         return {ino: up.path(Hit(ino, None, None)) for ino in inos}
 
     def _below(self, top: int) -> tuple[Indexes, Indexes]:
@@ -102,26 +167,82 @@ class Namer:
         every = np.unique(np.concatenate(seen))
         return every[graph.nodes['children'][every] == 0], every
 
-    def _names(self, lines: Sequence[Indexes], inos: set[int]) -> dict[int, list[tuple[int, int, bytes]]]:
-        """Return, by leaf, its entries that lead to directories or to wanted files: (child, directory,
-        name)."""
-        every = np.unique(np.concatenate(lines)) if lines else np.zeros(0, dtype=np.int64)
-        names: dict[int, list[tuple[int, int, bytes]]] = {}
-        for node in every.tolist():
+    def _entries(self, tops: Sequence[int], inos: set[int]) -> Entries:
+        """Return all entries below these nodes that lead to directories or to wanted files."""
+        wanted = np.zeros(len(self._graph.nodes), dtype=bool)
+        for top in tops:
+            wanted[self._below(top)[0]] = True
+        entries = Entries(self._read, len(wanted))
+        for node in np.flatnonzero(wanted).tolist():
             leaf = self._read(node)
-            if leaf is None:
-                continue
-            for key, value in zip(leaf.keys, leaf.values, strict=True):
-                if key[8] != DIRENT:
-                    continue
-                for name, child, child_type in value:
-                    if child_type == DIRECTORY or child in inos:
-                        at = int.from_bytes(key[:8], 'big')
-                        names.setdefault(node, []).append((child, at, name))
-        return names
+            if leaf is not None:
+                entries.take(node, leaf, inos)
+        return entries
 
 
-def _leaf_hits(leaf: Leaf, ids: set[tuple[int, int]]) -> Iterable[Hit]:
+def _named_in(leaf: Leaf) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield (child, directory, type, name) of all entries."""
+    for key, value in zip(leaf.keys, leaf.values, strict=True):
+        if key[8] == DIRENT:
+            at = int.from_bytes(key[:8], 'big')
+            for name, child, child_type in value:
+                yield child, at, child_type, name
+
+
+class Entries:
+    """Entries of many leaves, as numbers; a name is read again when it is wanted."""
+
+    def __init__(self, read: Read, nodes: int) -> None:
+        self._read = read
+        self._nodes = nodes
+        self._child, self._at, self._leaf = array('Q'), array('Q'), array('I')
+        self._names: dict[tuple[int, int], bytes] = {}
+
+    def take(self, node: int, leaf: Leaf, inos: set[int]) -> None:
+        """Take the entries of a leaf that lead to directories or to these inodes. Leaves come ascending."""
+        for child, at, child_type, _ in _named_in(leaf):
+            if 0 < child <= limits.INO_MAX and (child_type == DIRECTORY or child in inos):
+                self._child.append(child)
+                self._at.append(at)
+                self._leaf.append(node)
+
+    def up(self, leaves: Indexes, inos: set[int]) -> Up:
+        """Return what leads from these inodes up to the top of the tree that has these leaves."""
+        mine = np.zeros(self._nodes, dtype=bool)
+        mine[leaves] = True
+        leaf = np.frombuffer(self._leaf, dtype=np.uint32) if self._leaf else np.zeros(0, dtype=np.uint32)
+        rows = np.flatnonzero(mine[leaf])
+        child = np.frombuffer(self._child, dtype=np.uint64)[rows] if len(rows) else np.zeros(0, np.uint64)
+        order = np.argsort(child, kind='stable')
+        child, rows = child[order], rows[order]
+        above: dict[int, tuple[int, bytes]] = {}
+        line = inos
+        while line:
+            some = np.array(sorted(line), dtype=np.uint64)
+            at = np.searchsorted(child, some)
+            # Of several names of a file the first one will do.
+            found = [(ino, int(rows[place])) for ino, place in zip(some.tolist(), at.tolist(), strict=True)
+                     if place < len(child) and int(child[place]) == ino]  # fmt: skip
+            self._learn([(int(leaf[row]), ino) for ino, row in found])
+            for ino, row in found:
+                above[ino] = self._at[row], self._names.get((int(leaf[row]), ino), b'?')
+            line = {self._at[row] for _, row in found} - above.keys()
+        return Up(above)
+
+    def _learn(self, wanted: list[tuple[int, int]]) -> None:
+        """Read names of (leaf, child) that are not known yet."""
+        missing: dict[int, set[int]] = {}
+        for node, ino in wanted:
+            if (node, ino) not in self._names:
+                missing.setdefault(node, set()).add(ino)
+        for node, inos in missing.items():
+            leaf = self._read(node)
+            for child, _, _, name in _named_in(leaf) if leaf is not None else ():
+                if child in inos:
+                    self._names.setdefault((node, child), name)
+
+
+def _leaf_hits(leaf: Leaf, wanted: Wanted) -> Iterable[tuple[int, Hit]]:
     first, rest = words(leaf.refs)
     pairs = list(zip(first.tolist(), rest.tolist(), strict=True))
     for index, key in enumerate(leaf.keys):
@@ -132,31 +253,36 @@ def _leaf_hits(leaf: Leaf, ids: set[tuple[int, int]]) -> Iterable[Hit]:
             position = value[2]
         else:
             continue
-        if pairs[position] not in ids:
+        findings = wanted.get(pairs[position])
+        if findings is None:
             continue
         ino, _, suffix = decode_key(key)
         if key[8] == EXTENT:
             start = suffix_number(key)
-            yield Hit(ino, start, start + value[0])
+            hit = Hit(ino, start, start + value[0])
         else:
-            yield Hit(ino, None, None, f'attribute {printable(suffix)}')
+            hit = Hit(ino, None, None, f'attribute {printable(suffix)}')
+        for finding in findings:
+            yield finding, hit
 
 
-class _Up:
-    """Leads from inodes up to the top of one tree."""
+class Up:
+    """Leads from inodes up to the top of one tree. `above`: by inode, its directory and its name there."""
 
-    def __init__(self, names: dict[int, list[tuple[int, int, bytes]]], leaves: Indexes) -> None:
-        self._above: dict[int, tuple[int, bytes]] = {}
-        for node in leaves.tolist():
-            for child, at, name in names.get(node, ()):
-                # Of several names of a file the first one will do.
-                self._above.setdefault(child, (at, name))
+    def __init__(self, above: dict[int, tuple[int, bytes]]) -> None:
+        self._above = above
+        self._paths: dict[int, str] = {}
 
     def path(self, hit: Hit) -> str:
         """Return the path of an inode, as far as it can be told."""
+        text = self._paths.get(hit.ino)
+        if text is None:
+            text = self._paths[hit.ino] = self._path(hit.ino)
+        return f'{text} ({hit.what})' if hit.what else text
+
+    def _path(self, ino: int) -> str:
         parts: list[str] = []
         seen: set[int] = set()
-        ino = hit.ino
         while ino != limits.INO_ROOT:
             found = self._above.get(ino)
             if found is None or ino in seen:  # a damaged directory may be its own parent
@@ -165,5 +291,4 @@ class _Up:
             seen.add(ino)
             ino = found[0]
             parts.append(printable(found[1]))
-        text = '/' + '/'.join(reversed(parts))
-        return f'{text} ({hit.what})' if hit.what else text
+        return '/' + '/'.join(reversed(parts))

@@ -6,6 +6,7 @@ packs are always read whole: their nodes are what everything else is told by."""
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,28 +27,34 @@ from snapfs.format.packs import (
     footer_offset,
 )
 from snapfs.format.records import HEADER_BYTES, RecordHeader, RecordKind, decode_header, decode_payload
+from tools.checker.badrows import BadRows, BadWriter
 from tools.checker.leaves import LeafFacts
 from tools.checker.nodes import Nodes, NodeTable
 from tools.checker.spill import RECORDS, Spill, words
-from tools.checker.store import FOLDERS, Pack, Store, read_at
+from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
 
 META = 2
 WINDOW_BYTES = 4 * limits.MIB
-BAD_MAX = 10_000  # places of one pack that are told one by one
-SYNC_STEP = 4 * limits.KIB
+BLOCK_BYTES = 4 * limits.KIB
+BLOCKS_TRIED_MAX = 64  # that fail: a disk that answers none takes seconds for each
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}  # for our own files
+NO_PACK = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}  # something else is in its place
 
 
 @dataclass(slots=True)
 class PackResult:
-    """What one pack showed. `bad`: (offset, code, what) of records that cannot be read; `unusable`: no
-    record beyond this offset can be, and the code to say so; `records` that were found, `bytes` that were
-    read; `tail`: bytes behind the last durable record."""
+    """What one pack showed. `bad`: records that cannot be read; `dark`: (from, to) bytes that the disk does
+    not give; `end`: no record beyond this offset can be, and `lost_by` is the code to say so; `unseen`: why
+    nobody let us read it; `records` that were found, `bytes` that were read; `tail`: bytes behind the last
+    durable record."""
 
     number: int
     findings: list[tuple[str, str, str]] = field(default_factory=list)
-    bad: list[tuple[int, str, str]] = field(default_factory=list)
+    bad: BadRows | None = None
+    dark: tuple[tuple[int, int], ...] = ()
     end: int = 0
     lost_by: str = ''
+    unseen: str = ''
     records: int = 0
     bytes: int = 0
     tail: int = 0
@@ -67,20 +74,30 @@ class Task:
     names: bool = False
 
 
-def look(store: Store, task: Task, spill: Spill) -> PackResult:
-    """Look at one pack. Never raises for what is on the disk."""
+def look(store: Store, task: Task, spill: Spill, bad: BadWriter) -> PackResult:
+    """Look at one pack. Never raises for what is on the disk. OSError when there is no room for what is
+    noted."""
     pack = task.pack
     result = PackResult(pack.number)
     parts = store.pack_parts(pack.kind, pack.name)
     place = '/'.join(parts)
+    bad.begin()
     try:
         with store.opened(*parts) as (fd, size):
-            _Look(store, task, spill, result, place, fd, size).run()
+            _Look(store, task, spill, bad, result, place, fd, size).run()
     except FileNotFoundError:
         if pack.state != 'retired':  # after its last look: the rows are on their way out
             result.findings.append(('pack-missing', place, 'is not there'))
             result.lost_by = 'pack-missing'
-    except (OSError, Corrupt) as error:
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        if is_ours(error):
+            result.unseen = _why(error)
+            return result
+        result.lost_by = 'pack-missing' if error.errno in NO_PACK else 'pack-unreadable'
+        result.findings.append((result.lost_by, place, f'cannot be read: {_why(error)}'))
+    except Corrupt as error:
         result.findings.append(('pack-missing', place, f'cannot be read: {_why(error)}'))
         result.lost_by = 'pack-missing'
     return result
@@ -92,9 +109,11 @@ def _why(error: Exception) -> str:
 
 class _Look:
     def __init__(
-        self, store: Store, task: Task, spill: Spill, result: PackResult, place: str, fd: int, size: int
-    ) -> None:
+        self, store: Store, task: Task, spill: Spill, bad: BadWriter, result: PackResult, place: str, fd: int,
+        size: int,
+    ) -> None:  # fmt: skip
         self.store = store
+        self.bad = bad
         self.task = task
         self.pack = task.pack
         self.spill = spill
@@ -104,24 +123,29 @@ class _Look:
         self.size = size
         self.reads_all = task.full or task.pack.kind == META
         self.nodes = _nodes_for(store, task)
+        self.dark: list[tuple[int, int]] = []  # from and to which byte the disk gives nothing
+        self.tried = 0
+        self.error = ''
 
     def say(self, code: str, what: str) -> None:
         self.result.findings.append((code, self.place, what))
 
     def run(self) -> None:
         try:
-            header = decode_pack_header(read_at(self.fd, PACK_HEADER_BYTES, 0))
+            header = decode_pack_header(self.read_at(PACK_HEADER_BYTES, 0))
             if header.store_uuid != self.store.uuid:
                 self.say('pack-foreign', f'it is a pack of store {header.store_uuid.hex()}')
             elif header.name != self.pack.name or header.kind != self.pack.kind:
                 self.say('pack-misplaced', f'it is pack {header.name.hex()} of kind {int(header.kind)}')
         except Corrupt as error:
-            self.say('pack-header', str(error))
+            if not self.dark:
+                self.say('pack-header', str(error))
         if self.task.names and self.nodes is None:
             self.result.end = self.size
             if self.size < self.pack.bytes:
                 self.say('pack-short', f'has {self.size} bytes of {self.pack.bytes}')
                 self.result.lost_by = 'pack-short'
+            self._dark()
             return
         end, entries = self._entries()
         self.result.end = end
@@ -135,6 +159,8 @@ class _Look:
                 self._spill(rows)
                 rows = []
         self._spill(rows)
+        self._dark()
+        self.result.bad = self.bad.finish()
         if self.nodes is not None:
             self.result.nodes = self.nodes.table(self.spill, self.pack.number)
             self.result.facts = self.nodes.facts
@@ -162,15 +188,15 @@ class _Look:
                 if self.task.known and self.size > durable:
                     raise Corrupt(f'the file has {self.size} bytes, the catalog says {durable}')
                 start = footer_offset(
-                    read_at(self.fd, TRAILER_BYTES, max(0, self.size - TRAILER_BYTES)), self.size
+                    self.read_at(TRAILER_BYTES, max(0, self.size - TRAILER_BYTES)), self.size
                 )
-                entries = decode_footer(read_at(self.fd, self.size - start, start), self.size, pack.name)
+                entries = decode_footer(self.read_at(self.size - start, start), self.size, pack.name)
                 self._back_to_back(entries, start)
                 if self.task.known and len(entries) != pack.records:
                     self.say('pack-footer', f'{len(entries)} records, the catalog says {pack.records}')
                 return start, entries
             except Corrupt as error:
-                if self.task.known and not self.result.lost_by:
+                if self.task.known and not self.result.lost_by and not self.dark:
                     self.say('pack-footer', str(error))
             end = min(self.size, durable) if self.task.known else self.size
             # Behind as many as the catalog counts stands what is left of the footer.
@@ -194,7 +220,7 @@ class _Look:
         at = PACK_HEADER_BYTES
         while at < end:
             try:
-                header = decode_header(read_at(self.fd, HEADER_BYTES, at))
+                header = decode_header(self.read_at(HEADER_BYTES, at))
                 if at + HEADER_BYTES + header.stored_length > end:
                     raise Corrupt('record: it goes on behind the end')
                 if header.kind != self.pack.kind:
@@ -202,7 +228,7 @@ class _Look:
             except Corrupt as error:
                 found = self._next_magic(at + 1, end)
                 if self.task.known and self.pack.state != 'retired' and not self.result.lost_by:
-                    self._bad(at, 'record-header', f'{error}; {found - at} bytes cannot be told')
+                    self._bad(at, found, 'record-header', f'{error}; {found - at} bytes cannot be told')
                 at = found
                 continue
             yield PackEntry(header.id, at, header.stored_length, header.plain_length, int(header.codec))
@@ -210,7 +236,7 @@ class _Look:
 
     def _next_magic(self, start: int, end: int) -> int:
         for at in range(start, end, WINDOW_BYTES):
-            data = read_at(self.fd, min(WINDOW_BYTES + HEADER_BYTES, end - at), at)
+            data = self.read_at(min(WINDOW_BYTES + HEADER_BYTES, end - at), at)
             found = data.find(b'SfR1')
             while found >= 0:
                 try:
@@ -221,18 +247,20 @@ class _Look:
         return end
 
     # --- one record --------------------------------------------------------------------------------------
-    def _bad(self, offset: int, code: str, what: str) -> None:
-        if len(self.result.bad) < BAD_MAX:
-            self.result.bad.append((offset, code, what))
+    def _bad(self, offset: int, end: int, code: str, what: str) -> None:
+        """Note that the record from `offset` to `end` is bad, unless the disk does not give it."""
+        if not any(start < end and offset < stop for start, stop in self.dark):
+            self.bad.add(offset, code, what)
 
     def _read(self, entry: PackEntry) -> bool:
         """Read and verify a record; return whether it is good. Nodes are taken into the table."""
+        end = entry.offset + HEADER_BYTES + entry.stored_length
         data = self._bytes(entry.offset, HEADER_BYTES + entry.stored_length)
         self.result.bytes += len(data)
         try:
             header = decode_header(data)
         except Corrupt as error:
-            self._bad(entry.offset, 'record-header', str(error))
+            self._bad(entry.offset, end, 'record-header', str(error))
             # The footer knows the record: its payload may be whole.
             header = RecordHeader(
                 RecordKind(self.pack.kind),
@@ -242,18 +270,19 @@ class _Look:
                 entry.id,
             )
         if tuple(header) != _header_of(entry, self.pack.kind):
-            self._bad(entry.offset, 'record-header', f'it is of {header.id.hex()}, the footer says otherwise')
+            what = f'it is of {header.id.hex()}, the footer says otherwise'
+            self._bad(entry.offset, end, 'record-header', what)
             return False
         try:
             plain = decode_payload(header, data[HEADER_BYTES:])
         except Corrupt as error:
-            self._bad(entry.offset, 'record-payload', str(error))
+            self._bad(entry.offset, end, 'record-payload', str(error))
             return False
         if self.nodes is not None:
             try:
                 self.nodes.add(entry, plain)
             except Corrupt as error:
-                self._bad(entry.offset, 'node-unreadable', str(error))
+                self._bad(entry.offset, end, 'node-unreadable', str(error))
         return True
 
     _window = (0, b'')
@@ -261,9 +290,49 @@ class _Look:
     def _bytes(self, offset: int, size: int) -> memoryview:
         start, data = self._window
         if not start <= offset <= offset + size <= start + len(data):
-            start, data = offset, read_at(self.fd, max(size, WINDOW_BYTES), offset)
+            start, data = offset, self.read_at(max(size, WINDOW_BYTES), offset)
             self._window = (start, data)
         return memoryview(data)[offset - start : offset - start + size]
+
+    # --- what the disk does not give ---------------------------------------------------------------------
+    def read_at(self, size: int, offset: int) -> bytes:
+        """Read as `read_at` does. Where the disk gives nothing, zeros stand, and `dark` knows it. OSError
+        for what is about us."""
+        try:
+            return read_at(self.fd, size, offset)
+        except OSError as error:
+            if is_ours(error):
+                raise
+            self.error = self.error or _why(error)
+        parts = []
+        end = min(offset + size, self.size)
+        while offset < end:
+            stop = min(end, (offset // BLOCK_BYTES + 1) * BLOCK_BYTES)
+            parts.append(self._block(offset, stop))
+            offset = stop
+        return b''.join(parts)
+
+    def _block(self, start: int, stop: int) -> bytes:
+        if self.tried < BLOCKS_TRIED_MAX:
+            try:
+                return read_at(self.fd, stop - start, start)
+            except OSError as error:
+                if is_ours(error):
+                    raise
+                self.tried += 1
+        if self.dark and self.dark[-1][1] == start:
+            self.dark[-1] = self.dark[-1][0], stop
+        else:
+            self.dark.append((start, stop))
+        return bytes(stop - start)
+
+    def _dark(self) -> None:
+        """Tell that the disk does not give all. What is lost by it is told with its chunks."""
+        if self.dark:
+            spans = ', '.join(f'{start} to {stop}' for start, stop in sorted(set(self.dark))[:3])
+            more = '; after some more like that nothing was tried' if self.tried >= BLOCKS_TRIED_MAX else ''
+            self.result.dark = tuple(sorted(set(self.dark)))
+            self.say('pack-unreadable', f'bytes {spans} cannot be read: {self.error}{more}')
 
 
 def _nodes_for(store: Store, task: Task) -> Nodes | None:
@@ -277,31 +346,54 @@ def _header_of(entry: PackEntry, kind: int) -> tuple[int, int, int, int, bytes]:
     return kind, entry.codec, entry.stored_length, entry.plain_length, entry.id
 
 
-def packs_on_disk(store: Store) -> tuple[list[tuple[int, bytes]], list[tuple[str, str, str]]]:
-    """Return (kind, name) of every pack file, and findings about what is not in its place."""
+def packs_on_disk(
+    store: Store,
+) -> tuple[list[tuple[int, bytes]], list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """Return (kind, name) of every pack file, findings about what is not in its place, and folders that
+    nobody let us list, and why."""
     found: list[tuple[int, bytes]] = []
-    findings: list[tuple[str, str, str]] = []
+    listing = _Listing(store)
+    findings = listing.findings
     for kind, folder in FOLDERS.items():
-        for short in _names(store, findings, 'packs', folder):
+        for short in listing.names('packs', folder):
             if len(short) != 2 or set(short) - set('0123456789abcdef'):
                 findings.append(('entry-unknown', f'packs/{folder}/{short}', 'is no folder of packs'))
                 continue
-            for text in _names(store, findings, 'packs', folder, short):
+            for text in listing.names('packs', folder, short):
                 place = f'packs/{folder}/{short}/{text}'
                 if len(text) != 32 or set(text) - set('0123456789abcdef'):
                     findings.append(('entry-unknown', place, 'is no pack'))
                 elif text[:2] != short:
                     findings.append(('pack-misplaced', place, f'belongs to packs/{folder}/{text[:2]}'))
-                elif not stat.S_ISREG(store.path.joinpath(place).lstat().st_mode):
+                elif not listing.is_regular(place):
                     findings.append(('entry-odd', place, 'is not a regular file'))
                 else:
                     found.append((kind, bytes.fromhex(text)))
-    return found, findings
+    return found, findings, listing.unseen
 
 
-def _names(store: Store, findings: list[tuple[str, str, str]], *parts: str) -> list[str]:
-    try:
-        return store.entries(*parts)
-    except (OSError, Corrupt) as error:
-        findings.append(('entry-odd', '/'.join(parts), f'cannot be listed: {_why(error)}'))
-        return []
+class _Listing:
+    """Lists folders, and notes where that does not go."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.findings: list[tuple[str, str, str]] = []
+        self.unseen: list[tuple[str, str]] = []
+
+    def names(self, *parts: str) -> list[str]:
+        """Return what is in a folder; nothing when it cannot be listed."""
+        try:
+            return self._store.entries(*parts)
+        except (OSError, Corrupt) as error:
+            if is_ours(error):
+                self.unseen.append(('/'.join(parts), _why(error)))
+            else:
+                self.findings.append(('entry-odd', '/'.join(parts), f'cannot be listed: {_why(error)}'))
+            return []
+
+    def is_regular(self, place: str) -> bool:
+        """Return whether there is a regular file, as far as that can be seen."""
+        try:
+            return stat.S_ISREG(self._store.path.joinpath(place).lstat().st_mode)
+        except OSError:
+            return True  # whoever opens it will see

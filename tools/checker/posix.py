@@ -65,6 +65,9 @@ class Posix:
             )
         if whole:
             self._whole(leaves, say, said)
+        for code, number in counts.items():
+            if number > SHOWN_MAX:
+                self._report.more(code, number - SHOWN_MAX)
         paths = self._namer.paths(top, {ino for _, ino, _ in said}) if said else {}
         for code, ino, what in said:
             self._report.add(code, f'{root.name}: inode {ino}', what, [(root.name, paths[ino], None, None)])

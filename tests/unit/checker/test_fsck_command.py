@@ -120,3 +120,18 @@ def test_no_room_is_no_damage(
 def test_a_place_for_temporary_files_that_is_none(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fsck.main(['--scratch', '/nonexistent', str(store)]) == 16
     assert '/nonexistent' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'words', [['-C'], ['-C0'], ['-C', '3'], ['-C3', '-a'], ['-a', '-C'], ['-C', '-y'], []]
+)
+def test_as_fsck_8_calls_it(
+    words: list[str], store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """-C, -CFD and -C FD ask for progress; none of them swallows the store."""
+    assert fsck.main([*words, '--json', str(store)]) == 0
+    assert json.loads(capsys.readouterr().out)['store'] == str(store)
+    assert fsck.main([str(store), *words[:1]]) == 0
+    store.rename(store.with_name('3'))
+    monkeypatch.chdir(store.parent)
+    assert fsck.main(['-C', '3']) == 0, 'the only word is the store'
