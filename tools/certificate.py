@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Invalid
+from snapfs.format.annotations import fits
 from snapfs.format.ids import RecordKind, data_id
 from snapfs.format.nodes import peek_refs
 from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
@@ -29,6 +30,8 @@ VERSION = 1
 KEYS = (
     'batch certificate chunks digest epoch evidence hashed missing nodes packs passed references roots store'
 )
+# Of what is used. A digest vouches for the text, not for its sense.
+TYPES = {'batch': int | None, 'epoch': int, 'missing': int, 'passed': bool}
 FILE_BYTES_MAX = 256 * limits.MIB
 SHOWN_MAX = 100
 EXAMPLES = """\
@@ -99,8 +102,11 @@ def load(path: Path, uuid: bytes) -> dict[str, Any]:
         raise Invalid(f'{path} is a certificate of store {fields["store"]}, this one is {uuid.hex()}')
     try:
         fields['roots'] = [Root(*row) for row in fields['roots']]
+        good = all(fits(one, Root) for one in fields['roots'])
     except TypeError:
-        raise Invalid(f'{path} is not a certificate that this program knows') from None
+        good = False
+    if not (good and all(fits(fields[name], kind) for name, kind in TYPES.items())):
+        raise Invalid(f'{path} is not a certificate that this program knows')
     return fields
 
 

@@ -119,12 +119,15 @@ class Lines:
         """Take one line. Corrupt when it is not one of a worker's."""
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
-        if not isinstance(found, dict) or self._last is not None:
+        good = isinstance(found, dict) and self._last is None
+        if good and 'done' in found:
+            good = type(found['done']) is int and type(found.get('known')) is int
+        if not good:
             raise Corrupt(f'the worker of a {self._job} says {line[:100]!r}')
         if 'done' in found:
-            self._progress(int(found['done']), int(found['known']))
+            self._progress(found['done'], found['known'])
         else:
             self._last = found
 
@@ -143,9 +146,13 @@ def decode_error(found: dict[str, Any]) -> SnapfsError:
     kind = getattr(errors, str(found.get('kind')), None)
     if not (isinstance(kind, type) and issubclass(kind, SnapfsError)):
         raise AssertionError(f'a worker failed: {found.get("kind")}: {found["error"]}')
-    if kind is errors.Refused:
-        return errors.Refused(int(found['errno']), str(found['error']), advice=found.get('advice'))
-    return kind(str(found['error']), advice=found.get('advice'))
+    text, advice = str(found['error']) or 'the worker ended without a reason', found.get('advice')
+    advice = None if advice is None else str(advice)
+    if kind is not errors.Refused:
+        return kind(text, advice=advice)
+    if type(found.get('errno')) is not int:
+        return Corrupt(f'a worker was refused something, and does not say how: {text[:100]}')
+    return errors.Refused(found['errno'], text, advice=advice)
 
 
 # --- values as JSON --------------------------------------------------------------------------------------
