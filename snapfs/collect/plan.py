@@ -239,6 +239,7 @@ def decode_plan(data: bytes) -> Plan:
         value = json.loads(data)
         plan = _plan_of(value)
         good = fits(plan, Plan) and plan.encode() == data and plan.version == PLAN_VERSION
+        good = good and plan.grace_class in LIMITS
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f'plan: not a plan of batch ({type(error).__name__})') from error
     if not good:

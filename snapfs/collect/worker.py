@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from snapfs import errors, limits
 from snapfs.errors import Corrupt, SnapfsError, Unavailable
+from snapfs.store.cells import odd_cells
 from snapfs.world import World
 
 Progress = Callable[[int, int], None]
@@ -94,11 +95,21 @@ def job_of(spec: object) -> str:
 def run_job(
     job: str, spec: object, progress: Progress = lambda done, known: None, world: World | None = None
 ) -> Any:
-    """Do a job in this thread; return its result. Unavailable when the machine was suspended meanwhile."""
+    """Do a job in this thread; return its result. Unavailable when the machine was suspended meanwhile;
+    Corrupt when it fails in whatever way on a catalog with values of wrong types."""
     world = world if world is not None else World()
     found = JOBS[job]
     before = world.boottime() - world.monotonic()
-    result = getattr(importlib.import_module(found.module), found.function)(spec, progress)
+    try:
+        result = getattr(importlib.import_module(found.module), found.function)(spec, progress)
+    except SnapfsError:
+        raise
+    except Exception as error:
+        # A bug, or a page of the catalog that rotted: that must stop the collector, and not the readers (P7).
+        odd = odd_cells(spec.store / 'catalog.sqlite')  # type: ignore[attr-defined]
+        if odd is None:
+            raise
+        raise Corrupt(odd) from error
     asleep = world.boottime() - world.monotonic() - before
     if abs(asleep) > limits.COLLECT_SUSPEND_SECONDS:
         raise Unavailable(

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from snapfs.format.ids import data_id
 from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 from snapfs.store import schema
 from snapfs.store.catalog import Catalog
+from snapfs.store.cells import columns_of
 from snapfs.store.durable import Disk
 
 log = logging.getLogger('snapfs.store')
@@ -42,7 +41,6 @@ TABLES = tuple(name for name in schema.TABLES if name not in LEFT_OUT)
 # Settings that change by themselves are no reason for a backup. (A commit that changes nothing is an epoch.)
 RESTLESS = frozenset({'epoch', 'trusted_ns', 'trusted_wall_ns', 'trusted_boot_ns', 'clean', 'unclean_opens'})
 DAY_NS = 86_400 * 10**9
-_TYPES: dict[str, type] = {'INTEGER': int, 'TEXT': str, 'BLOB': bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +201,7 @@ def _check_tables(path: Path, tables: Any) -> None:
     if type(tables) is not dict or set(tables) != set(TABLES):
         raise Corrupt(f'{path.name} has not the tables of a catalog')
     for name, rows in tables.items():
-        shape = _shape(name)
+        shape = columns_of(name)
         if type(rows) is not list or not all(_fits(row, shape) for row in rows):
             raise Corrupt(f'{path.name}: a row of table {name} cannot be one')
     missing = schema.SETTINGS_INITIAL.keys() - {row[0] for row in tables['settings']}
@@ -211,22 +209,10 @@ def _check_tables(path: Path, tables: Any) -> None:
         raise Corrupt(f'{path.name} does not have the setting {min(missing)}')
 
 
-@cache
-def _shape(table: str) -> tuple[tuple[type, bool], ...]:
-    """Return (type, may it be NULL) of each column of a table, by its text."""
-    db = sqlite3.connect(':memory:')
-    try:
-        db.execute(schema.TABLES[table])
-        rows = db.execute(f'PRAGMA table_xinfo({table})').fetchall()
-    finally:
-        db.close()
-    return tuple((_TYPES[row[2]], not row[3] and not row[5]) for row in rows)
-
-
-def _fits(row: Any, shape: tuple[tuple[type, bool], ...]) -> bool:
+def _fits(row: Any, shape: tuple[tuple[str, type, bool], ...]) -> bool:
     if type(row) is not list or len(row) != len(shape):
         return False
-    for value, (kind, nullable) in zip(row, shape, strict=True):
+    for value, (_, kind, nullable) in zip(row, shape, strict=True):
         if value is None:
             good = nullable
         else:

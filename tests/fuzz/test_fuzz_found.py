@@ -11,7 +11,7 @@ import pytest
 from snapfs.cli.output import parse_until
 from snapfs.errors import Invalid
 from tools.fuzz.messages import NOW
-from tools.fuzz.samples_text import backup_tables, entries, exports, plan, proofs
+from tools.fuzz.samples_text import audits, backup_tables, entries, exports, plan, proofs
 from tools.fuzz.target import answers
 from tools.fuzz.targets import TARGETS
 from tools.fuzz.texts import encode_certificate, seal_canonical, seal_digest
@@ -38,12 +38,18 @@ def a_backup(table: str, rows: Any) -> bytes:
 PLAN, CERTIFICATE, EXPORT = plan().encode(), encode_certificate(proofs()[0]), exports()[0]
 BACKUP = a_backup('hold', [])
 ID = json.loads(EXPORT.split(b'\n')[3])['more'][0][2].encode()
+HEAD = [230, 1, '3a' * 32]
+WITHIN = json.dumps([HEAD, HEAD]).encode() + b'\n' + audits()[0].partition(b'\n')[2].replace(b'\n', b' ')
 
 REFUSED: dict[str, tuple[str, bytes]] = {
     # Right digests over wrong types: a TypeError wherever the value was used first.
     'plan: a batch that is no number': ('plan', seal_canonical(changed(PLAN, 'batch', to='7'))),
     'plan: true for a number': ('plan', seal_canonical(changed(PLAN, 'condemned', to=True))),
     'plan: a name that is a list': ('plan', seal_canonical(changed(PLAN, 'roots', 0, 'name', to=['x']))),
+    'plan: a class that is none': ('plan', seal_canonical(changed(PLAN, 'grace_class', to='kep'))),
+    # The head says that its segment begins, and ends, within a line: what follows looked like a torn line,
+    # and was cut off.
+    'audit: a segment that begins within a line': ('audit', WITHIN),
     'certificate: an epoch of text': ('certificate', seal_digest(changed(CERTIFICATE, 'epoch', to='9'))),
     'certificate: a kind that is a list': (
         'certificate',

@@ -199,6 +199,8 @@ class Evidence:
 
     def _chain(self, fd: int, size: int, base: tuple[int, int, str], end: tuple[int, int, str]) -> None:
         at, lines, previous = base
+        if 0 < at <= size and read_at(fd, 1, at - 1) != b'\n':
+            raise Corrupt(f'line {lines} does not end where the catalog says')
         met = base == end
         for text in _lines(fd, size, at):
             found = _hash_of(text, lines + 1, previous)

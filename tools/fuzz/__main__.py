@@ -107,10 +107,12 @@ def run(target: Target, inputs: Path, folder: Path, seconds: int, seed: int) -> 
     runs = max((int(one[0]) for one in states), default=0)
     found = sorted(set(marks.iterdir()) - there)
     failed = bool(found) or done.returncode != 0
-    text = '\n'.join(said.splitlines()[-40:]) if failed else ''
+    # Python's own words, where there are some; libFuzzer's are about itself.
+    words = said.partition('Uncaught Python exception: ===')[2] or said
+    text = '\n'.join(words.splitlines()[:40] if words is not said else words.splitlines()[-20:])
     if failed and not found:
         found = [marks / f'{target.name}-unknown']
-    return Outcome(target.name, runs, first, last, found, text)
+    return Outcome(target.name, runs, first, last, found, text if failed else '')
 
 
 if __name__ == '__main__':
