@@ -228,7 +228,13 @@ class Catalog:
     def audit_head(self) -> AuditHead | None:
         """Return what the audit log must contain at least; None when no transaction followed a line yet."""
         rows = self.query('SELECT * FROM audit_head')
-        return AuditHead(Place(*rows[0][1:4]), Place(*rows[0][4:7])) if rows else None
+        if not rows:
+            return None
+        head = AuditHead(Place(*rows[0][1:4]), Place(*rows[0][4:7]))
+        check_row(head)
+        if min(*head.end[:2], *head.base[:2]) < 0:
+            raise Corrupt('catalog: an audit log that ends before its beginning')
+        return head
 
     @contextmanager
     def reserved(self) -> Iterator[None]:

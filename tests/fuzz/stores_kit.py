@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
@@ -134,17 +135,22 @@ def wrong_types(p: Patient, chance: Random) -> None:
     out of STRICT tables, so the schema is another one meanwhile."""
     tables = [name for name in schema.TABLES if p.db.execute(f'SELECT count(*) FROM {name}').fetchone()[0]]
     table = chance.choice(tables)
-    (text,) = p.db.execute('SELECT sql FROM sqlite_schema WHERE name = ?', (table,)).fetchone()
-    loose = (
-        text.replace(' STRICT, WITHOUT ROWID', ' WITHOUT ROWID')
-        .replace(') STRICT', ')')
-        .replace('NOT NULL', '')
-    )
-    p.db.execute('PRAGMA ignore_check_constraints = ON')
-    _schema(p, table, loose)
     kinds = ['INTEGER', 'TEXT', 'BLOB']
     odd = [None, 1.5, float('inf')]
-    _change_cell(p, chance, lambda _: chance.choice([*odd, *(_value(kind, chance) for kind in kinds)]), table)
+    with loosened(p, table):
+        _change_cell(
+            p, chance, lambda _: chance.choice([*odd, *(_value(kind, chance) for kind in kinds)]), table
+        )
+
+
+@contextmanager
+def loosened(p: Patient, table: str) -> Iterator[None]:
+    """While inside, a table takes any value in any column; then it says again that it does not."""
+    (text,) = p.db.execute('SELECT sql FROM sqlite_schema WHERE name = ?', (table,)).fetchone()
+    loose = text.replace(' STRICT, WITHOUT ROWID', ' WITHOUT ROWID').replace(') STRICT', ')')
+    p.db.execute('PRAGMA ignore_check_constraints = ON')
+    _schema(p, table, loose.replace('NOT NULL', ''))
+    yield
     _schema(p, table, text)
 
 
@@ -201,8 +207,13 @@ def journals(p: Patient, chance: Random) -> None:
 
 def audit(p: Patient, chance: Random) -> None:
     """Events of the audit log, in a chain that is whole and that the catalog knows."""
+    data = (p.path / 'audit.log').read_bytes().rstrip(b'\n')
+    audit_events(p, mutate_json_lines(data, chance).split(b'\n'))
+
+
+def audit_events(p: Patient, lines: list[bytes]) -> None:
+    """Write a log of these events, or lines with events, that is a chain; the catalog knows its end."""
     path = p.path / 'audit.log'
-    lines = mutate_json_lines(path.read_bytes().rstrip(b'\n'), chance).split(b'\n')
     out, previous, count = b'', '0' * 64, 0
     for line in lines:
         event = event_of(line)
@@ -241,6 +252,12 @@ def batches(p: Patient, chance: Random) -> None:
         p.sql('UPDATE receipt SET digest = ? WHERE batch = ?', data_id(data), number)
     else:
         path.write_bytes(mutate_bytes(data, chance))
+
+
+def plan_of_batch(p: Patient, number: int, **changed: Any) -> None:
+    """Change fields of a plan."""
+    data = (p.path / 'batches' / str(number) / 'plan.json').read_bytes()
+    _plan(p, number, canonical({**json.loads(data), **changed}))
 
 
 def _plan(p: Patient, number: int, data: bytes) -> None:

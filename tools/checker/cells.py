@@ -43,6 +43,7 @@ _NOWHERE = (
     'OR stored >= 1 << 31 OR plain < 0 OR plain >= 1 << 31'
 )
 NOWHERE = {'chunk': _NOWHERE, 'quarantine': _NOWHERE, 'freed': _NOWHERE, 'damage': 'length(id) != 32'}
+NOWHERE['pack'] = 'pack < 0 OR pack >= 1 << 31 OR length(name) != 16'
 
 
 def odd_types(table: str, columns: str) -> str:

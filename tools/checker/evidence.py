@@ -207,7 +207,7 @@ class Evidence:
             if found is None:
                 break
             lines, previous, at = lines + 1, found, at + len(text) + 1
-            self._events[json.loads(text)['event'].get('event', '')] += 1
+            self._events[str(json.loads(text)['event'].get('event', ''))] += 1
             if at == end[0]:
                 if (lines, previous) != end[1:]:
                     raise Corrupt(f'line {lines} is not the one that the catalog knows')
@@ -270,7 +270,8 @@ class Evidence:
             )}  # fmt: skip
         finally:
             db.close()
-        missing = set(range(1, self._catalog.settings.get('next_view', 1))) - seen - self._freed_views
+        given = min(self._catalog.settings.get('next_view', 1), limits.VIEW_MAX + 1)
+        missing = set(range(1, given)) - seen - self._freed_views
         # A rollback gives its volume another number, and a volume that was freed is told by another one.
         unexplained = len(missing) - self._events['rollback'] - self._freed_volumes
         if unexplained > 0:
@@ -283,7 +284,7 @@ class Evidence:
                 found = stream_id(read_at(fd, BLOCK_BYTES, at) for at in range(0, size, BLOCK_BYTES)).hex()
                 if digest is not None and found != digest:
                     self._report.add('batch-file', f'{place}/{name}', 'is not the one that the plan names')
-                elif count is not None and size != int(str(count)) * limits.ID_BYTES:
+                elif count is not None and (type(count) is not int or size != count * limits.ID_BYTES):
                     self._report.add('batch-file', f'{place}/{name}', f'has {size} bytes for {count} ids')
         except (OSError, Corrupt) as error:
             self._report.add('batch-file', f'{place}/{name}', getattr(error, 'strerror', None) or str(error))
@@ -369,7 +370,7 @@ class Evidence:
                 self._report.add('certificate-bad', name, 'is of another batch or store')
             elif not fields['passed']:
                 self._report.add('certificate-bad', name, 'says that the proof failed')
-        except (OSError, Corrupt, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, Corrupt, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._report.add(
                 'certificate-bad', name, getattr(error, 'strerror', None) or f'cannot be read: {error}'
             )
