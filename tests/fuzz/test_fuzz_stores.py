@@ -25,7 +25,7 @@ from tests.support.fsck import report_of
 from tools.breaking.edit import Patient
 
 SEEDS = int(os.environ.get('SNAPFS_SEEDS', '20'))
-SEEDS_SHARE = 4  # each way gets this part of them: there are many ways, and a store takes a second
+SEEDS_SHARE = 10  # each way gets this part of them: there are many ways, and a store takes some seconds
 MEMORY_MAX = 64 << 20
 
 
@@ -95,6 +95,7 @@ FOUND: dict[str, Callable[[Patient], None]] = {
     'a snapshot with a number for a name': wrong('snapshot', 'who', 7),
     'a root that is text': wrong('snapshot', 'root', 'zz'),
     'a hold until text': wrong('hold', 'until_ns', 'x'),
+    'a canary whose root is a number': wrong('canary', 'root', 7),
     'a setting that is nothing': wrong('config', 'value', None),
     'an end of the audit log at text': wrong('audit_head', 'end_bytes', 'x'),
     'an epoch that is not there': sql("DELETE FROM settings WHERE key = 'epoch'"),

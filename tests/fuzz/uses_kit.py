@@ -105,8 +105,14 @@ def recover(path: Path) -> None:
                 with contextlib.suppress(SnapfsError, OSError):
                     await Recovering(collecting).run(Wish(volume, name, None, (), True, False, 'ann'))
             for _ in range(2):
-                with contextlib.suppress(SnapfsError, OSError):
+                try:
                     await collecting.collect()
+                except AssertionError as error:
+                    # A guard that names a promise falls loudly; rows that no id can name do not come back.
+                    if not (str(error).startswith('P') or 'are still in quarantine' in str(error)):
+                        raise
+                except (SnapfsError, OSError):
+                    pass
                 here.advance(8 * DAY)
         finally:
             engine.store.close(clean=False)

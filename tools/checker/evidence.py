@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from heapq import merge
+from itertools import islice
 from typing import Any
 
 from snapfs import limits
@@ -271,11 +272,13 @@ class Evidence:
         finally:
             db.close()
         given = min(self._catalog.settings.get('next_view', 1), limits.VIEW_MAX + 1)
-        missing = set(range(1, given)) - seen - self._freed_views
+        known = {view for view in seen | self._freed_views if type(view) is int and 0 < view < given}
+        missing = given - 1 - len(known)
         # A rollback gives its volume another number, and a volume that was freed is told by another one.
-        unexplained = len(missing) - self._events['rollback'] - self._freed_volumes
+        unexplained = missing - self._events['rollback'] - self._freed_volumes
         if unexplained > 0:
-            first = ', '.join(str(one) for one in sorted(missing)[:10])
+            unseen = (one for one in range(1, given) if one not in known)
+            first = ', '.join(str(one) for one in islice(unseen, 10))
             self._report.add('view-unaccounted', 'catalog.sqlite', f'{unexplained} of the views {first}')
 
     def _list(self, place: str, number: int, name: str, digest: object, count: object) -> None:
