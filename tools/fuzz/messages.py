@@ -152,7 +152,7 @@ def read_spec(data: bytes) -> None:
         except Invalid:
             pass
     if not taken:
-        raise Invalid(f'{text!r} is nothing')
+        raise Invalid(f'{text[:80]!r} is nothing')
 
 
 WORDS_OPTIONS = (
