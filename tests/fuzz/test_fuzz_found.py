@@ -4,13 +4,25 @@ it is not what it claims to be. Seeds and mutations may change; these stay."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from snapfs.cli.output import parse_until
-from snapfs.errors import Invalid
+from snapfs.collect.worker import run_job
+from snapfs.errors import Corrupt, Invalid
+from snapfs.format.ids import RecordKind, node_id
+from snapfs.rescue import sibling
+from snapfs.rescue.recover_values import Donor, Lost
+from snapfs.rescue.scrub_values import ScrubSpec
+from snapfs.store.durable import Disk
+from snapfs.store.store import Store
+from snapfs.world import World
+from tests.fuzz.stores_kit import loosened
+from tools.breaking.edit import Patient
 from tools.fuzz.messages import NOW
+from tools.fuzz.samples import UUID
 from tools.fuzz.samples_text import audits, backup_tables, entries, exports, plan, proofs
 from tools.fuzz.target import answers
 from tools.fuzz.targets import TARGETS
@@ -118,3 +130,30 @@ def test_what_these_were_made_from_is_taken() -> None:
 def test_a_span_of_5000_digits_is_refused() -> None:
     with pytest.raises(Invalid):
         parse_until('9' * 5000 + 'd', NOW)
+
+
+def test_a_job_that_fails_on_wrong_types_says_so_and_any_other_failure_stays_a_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(spec: object, progress: object) -> None:
+        raise OverflowError
+
+    monkeypatch.setattr('snapfs.rescue.scrub.scrub', fail)
+    store = tmp_path / 'store'
+    Store.create(store, Disk(), World()).close(clean=True)
+    spec = ScrubSpec(store, UUID, (), 0)
+    with pytest.raises(OverflowError):
+        run_job('scrub', spec)
+    patient = Patient(store, 1)
+    with loosened(patient, 'settings'):
+        patient.sql("UPDATE settings SET value = 'x' WHERE key = 'epoch'")
+    patient.close()
+    with pytest.raises(Corrupt, match='1 rows of settings'):
+        run_job('scrub', spec)
+
+
+def test_a_donor_of_a_node_has_a_node(tmp_path: Path) -> None:
+    path, none = tmp_path / 'donor', bytes(60)
+    path.write_bytes(none)
+    lost = Lost(node_id(none), RecordKind.NODE, 'it is none', (), ())
+    assert sibling._plain(lost, Donor(path, 0, len(none), False)) is None
