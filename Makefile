@@ -5,8 +5,9 @@ PYTEST := $(PY) -m pytest
 SEEDS ?= 20
 LIMIT ?= 200
 CUTS ?= 20
+SECONDS ?= 60
 
-.PHONY: help setup install demo demo-stop test check crash power sim model mutants bench ci
+.PHONY: help setup install demo demo-stop test check crash power sim model mutants fuzz bench ci
 
 help:
 	@echo 'make setup       system packages, virtual environment, build: leaves $(VENV)/bin/snapfs'
@@ -20,6 +21,7 @@ help:
 	@echo 'make sim         random histories with crashes and faults; SEEDS=n for more'
 	@echo 'make model       search the deletion protocol, with all rules and with each taken away (minutes)'
 	@echo 'make mutants     small mistakes in the deletion code: none may lose data; LIMIT=n, 0 for all (hours)'
+	@echo 'make fuzz        every decoder against hostile bytes, guided by coverage; SECONDS=n for each; needs atheris'
 	@echo 'make bench       measure against the null filesystem and what else is installed'
 	@echo 'make ci          what CI runs'
 
@@ -59,6 +61,9 @@ model: setup
 
 mutants: setup
 	$(PY) -m tools.mutants --limit $(LIMIT)
+
+fuzz: setup
+	$(PY) -m tools.fuzz all --seconds $(SECONDS)
 
 bench: setup
 	$(PY) -m tools.bench

@@ -14,21 +14,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Invalid
+from snapfs.format.annotations import fits
 from snapfs.format.ids import RecordKind, data_id
 from snapfs.format.nodes import peek_refs
 from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 
+T = TypeVar('T', bound=tuple[Any, ...])
 VERSION = 1
 KEYS = (
     'batch certificate chunks digest epoch evidence hashed missing nodes packs passed references roots store'
 )
+# Of what is used. A digest vouches for the text, not for its sense.
+TYPES = {'batch': int | None, 'epoch': int, 'missing': int, 'passed': bool}
 FILE_BYTES_MAX = 256 * limits.MIB
 SHOWN_MAX = 100
 EXAMPLES = """\
@@ -83,7 +87,8 @@ def load(path: Path, uuid: bytes) -> dict[str, Any]:
     another."""
     try:
         with open(path, 'rb') as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
+            # Asked for more than there is, Python makes room for all that it was asked for.
+            raw = file.read(min(os.fstat(file.fileno()).st_size, FILE_BYTES_MAX) + 1)
         fields = json.loads(raw) if len(raw) <= FILE_BYTES_MAX else None
     except OSError as error:
         raise Invalid(f'cannot read {path}: {error.strerror}') from error
@@ -99,8 +104,11 @@ def load(path: Path, uuid: bytes) -> dict[str, Any]:
         raise Invalid(f'{path} is a certificate of store {fields["store"]}, this one is {uuid.hex()}')
     try:
         fields['roots'] = [Root(*row) for row in fields['roots']]
+        good = all(fits(one, Root) for one in fields['roots'])
     except TypeError:
-        raise Invalid(f'{path} is not a certificate that this program knows') from None
+        good = False
+    if not (good and all(fits(fields[name], kind) for name, kind in TYPES.items())):
+        raise Invalid(f'{path} is not a certificate that this program knows')
     return fields
 
 
@@ -160,9 +168,13 @@ class Replay:
         for number, name, kind, state, size in self.db.execute(
             'SELECT pack, name, kind, state, bytes FROM pack'
         ):
+            if not (type(name) is bytes and type(kind) is type(size) is int):
+                raise Corrupt(f'catalog: pack {number} has columns of other types')
             self.packs[number] = self._pack(name, kind, state, size)
         for kind, number, name, root, items, refs, resting in self.db.execute(ROOTS).fetchall():
-            self.roots.append(Root(kind, number, name, (root or b'').hex(), items, refs, resting))
+            if not isinstance(root, bytes | None):
+                raise Corrupt(f'catalog: the root of {kind} {number} is no id')
+            self.roots.append(checked(Root(kind, number, name, (root or b'').hex(), items, refs, resting)))
         # What must be in the index first: then little is left for requests that may have it in quarantine.
         for one in sorted(self.roots, key=lambda one: one.resting is not None):
             by, resting = f'{one.kind} {one.number}', one.resting is not None
@@ -200,7 +212,7 @@ class Replay:
                 for row in self.db.execute(
                     f'SELECT id, pack, offset, stored, kind FROM {table} WHERE id IN ({marks})', part
                 ):
-                    found[row[0]] = Place(*row[1:])
+                    found[row[0]] = checked(Place(*row[1:]))
         return found
 
     def _oddity(self, place: Place | None) -> str | None:
@@ -267,6 +279,13 @@ class Replay:
                 self._all_there(split(table), node, resting)
 
 
+def checked(row: T) -> T:
+    """Return a row of the catalog whose columns are of their types. Corrupt."""
+    if not fits(row, type(row)):
+        raise Corrupt(f'catalog: a {type(row).__name__.lower()} with columns of other types')
+    return row
+
+
 def split(ids: bytes) -> list[bytes]:
     """Return ids that stand back to back."""
     return [ids[start : start + limits.ID_BYTES] for start in range(0, len(ids), limits.ID_BYTES)]
@@ -314,7 +333,9 @@ def replay(store: Path, file: Path | None, data: bool) -> int:
     db = connect(store)
     try:
         db.execute('BEGIN')
-        epoch = db.execute("SELECT value FROM settings WHERE key = 'epoch'").fetchone()[0]
+        (epoch,) = db.execute("SELECT value FROM settings WHERE key = 'epoch'").fetchone() or (None,)
+        if type(epoch) is not int:
+            raise Corrupt('catalog: there is no epoch')
         walk = Replay(store, uuid, db, data)
         walk.run()
     finally:

@@ -127,8 +127,8 @@ def parse_until(text: str | None, now: datetime) -> int | None:
     if text[:-1].isascii() and text[:-1].isdigit() and text[-1] in SPANS:
         try:
             until = now + timedelta(seconds=int(text[:-1]) * SPANS[text[-1]])
-        except OverflowError:
-            raise Invalid(f'{text} lies too far ahead') from None
+        except (OverflowError, ValueError):  # ValueError: more digits than Python takes
+            raise Invalid(f'{text[:80]} lies too far ahead') from None
     else:
         try:
             until = datetime.fromisoformat(text).astimezone(UTC)

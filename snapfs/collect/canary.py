@@ -66,6 +66,8 @@ def canaries(catalog: Catalog, get: Callable[[bytes], bytes]) -> list[Canary]:
     its row says."""
     found = []
     for number, root, items, refs in catalog.query('SELECT number, root, root_items, root_refs FROM canary'):
+        if type(root) is not bytes or len(root) != limits.ID_BYTES:
+            raise Corrupt(f'canary {number} has a root that is none')
         node = decode_node(get(root))
         if node.level or (node.items_below, node.refs_below) != (items, refs):
             raise Corrupt(f'canary {number} has not the totals of its row')

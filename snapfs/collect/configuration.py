@@ -233,6 +233,8 @@ def _setting(name: str) -> Setting:
 def _stored(catalog: Catalog) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for key, text in catalog.query('SELECT key, value FROM config'):
+        if type(key) is not str or type(text) is not str:
+            raise Corrupt('catalog: table config: a setting that is no text')
         try:
             found[key] = parse(key, text)
         except Invalid as error:

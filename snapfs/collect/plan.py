@@ -18,6 +18,7 @@ from snapfs import limits
 from snapfs.collect.configuration import Configuration
 from snapfs.collect.roots import Identity, RootRow
 from snapfs.errors import Corrupt, Held
+from snapfs.format.annotations import fits
 from snapfs.format.ids import data_id
 from snapfs.store.rows import RequestRow
 
@@ -230,13 +231,15 @@ def _check_roots(expected: Sequence[PlanRoot], seen: Sequence[PlanRoot]) -> None
 
 
 def decode_plan(data: bytes) -> Plan:
-    """Return the plan of plan.json. Corrupt unless encoding it again gives exactly these bytes."""
+    """Return the plan of plan.json. Corrupt unless every field is of its type and encoding it again gives
+    exactly these bytes."""
     if len(data) > limits.PLAN_BYTES_MAX:
         raise Corrupt(f'plan: {len(data)} bytes')
     try:
         value = json.loads(data)
         plan = _plan_of(value)
-        good = plan.encode() == data and plan.version == PLAN_VERSION
+        good = fits(plan, Plan) and plan.encode() == data and plan.version == PLAN_VERSION
+        good = good and plan.grace_class in LIMITS
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f'plan: not a plan of batch ({type(error).__name__})') from error
     if not good:

@@ -13,6 +13,7 @@ from typing import Any
 from snapfs import limits
 from snapfs.errors import Corrupt, Refused
 from snapfs.store.catalog import Catalog
+from snapfs.store.rows import check_row
 
 PLANNED, QUARANTINED, CONFIRMED = 'PLANNED', 'QUARANTINED', 'CONFIRMED'
 FREED, RESTORED = 'FREED', 'RESTORED'
@@ -112,4 +113,7 @@ def approvals(catalog: Catalog, digest: bytes | None = None) -> list[ApprovalRow
         rows = catalog.query('SELECT * FROM approval ORDER BY given_ns')
     else:
         rows = catalog.query('SELECT * FROM approval WHERE digest = ? ORDER BY given_ns', (digest,))
-    return [ApprovalRow(*row) for row in rows]
+    found = [ApprovalRow(*row) for row in rows]
+    for one in found:
+        check_row(one)
+    return found

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from snapfs import errors, limits
 from snapfs.errors import Corrupt, SnapfsError, Unavailable
+from snapfs.store.cells import odd_cells
 from snapfs.world import World
 
 Progress = Callable[[int, int], None]
@@ -94,11 +95,21 @@ def job_of(spec: object) -> str:
 def run_job(
     job: str, spec: object, progress: Progress = lambda done, known: None, world: World | None = None
 ) -> Any:
-    """Do a job in this thread; return its result. Unavailable when the machine was suspended meanwhile."""
+    """Do a job in this thread; return its result. Unavailable when the machine was suspended meanwhile;
+    Corrupt when it fails in whatever way on a catalog with values of wrong types."""
     world = world if world is not None else World()
     found = JOBS[job]
     before = world.boottime() - world.monotonic()
-    result = getattr(importlib.import_module(found.module), found.function)(spec, progress)
+    try:
+        result = getattr(importlib.import_module(found.module), found.function)(spec, progress)
+    except SnapfsError:
+        raise
+    except Exception as error:
+        # A bug, or a page of the catalog that rotted: that must stop the collector, and not the readers (P7).
+        odd = odd_cells(spec.store / 'catalog.sqlite')  # type: ignore[attr-defined]
+        if odd is None:
+            raise
+        raise Corrupt(odd) from error
     asleep = world.boottime() - world.monotonic() - before
     if abs(asleep) > limits.COLLECT_SUSPEND_SECONDS:
         raise Unavailable(
@@ -119,12 +130,15 @@ class Lines:
         """Take one line. Corrupt when it is not one of a worker's."""
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
-        if not isinstance(found, dict) or self._last is not None:
+        good = isinstance(found, dict) and self._last is None
+        if good and 'done' in found:
+            good = type(found['done']) is int and type(found.get('known')) is int
+        if not good:
             raise Corrupt(f'the worker of a {self._job} says {line[:100]!r}')
         if 'done' in found:
-            self._progress(int(found['done']), int(found['known']))
+            self._progress(found['done'], found['known'])
         else:
             self._last = found
 
@@ -143,9 +157,13 @@ def decode_error(found: dict[str, Any]) -> SnapfsError:
     kind = getattr(errors, str(found.get('kind')), None)
     if not (isinstance(kind, type) and issubclass(kind, SnapfsError)):
         raise AssertionError(f'a worker failed: {found.get("kind")}: {found["error"]}')
-    if kind is errors.Refused:
-        return errors.Refused(int(found['errno']), str(found['error']), advice=found.get('advice'))
-    return kind(str(found['error']), advice=found.get('advice'))
+    text, advice = str(found['error']) or 'the worker ended without a reason', found.get('advice')
+    advice = None if advice is None else str(advice)
+    if kind is not errors.Refused:
+        return kind(text, advice=advice)
+    if type(found.get('errno')) is not int:
+        return Corrupt(f'a worker was refused something, and does not say how: {text[:100]}')
+    return errors.Refused(found['errno'], text, advice=advice)
 
 
 # --- values as JSON --------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from snapfs import limits
 from snapfs.errors import Corrupt
+from snapfs.format.annotations import fits
 from snapfs.format.items import (
     INODE_GID,
     INODE_MODE,
@@ -83,13 +84,18 @@ class Line(NamedTuple):
 
 
 def find_snapshot(reader: Reader, volume: str, name: str) -> Snapshot | None:
-    """Return a standing snapshot, or None."""
+    """Return a standing snapshot, or None. Corrupt."""
     columns = 's.root, s.root_items, s.root_refs, s.epoch, s.created_ns'
     rows = reader.query(
         f'SELECT {columns} FROM snapshot s JOIN volume v USING (volume) WHERE v.name = ? AND s.name = ?',
         [one.encode('utf-8', 'surrogateescape') for one in (volume, name)],
     )
-    return Snapshot(f'{volume}@{name}', Root(*rows[0][:3]), *rows[0][3:]) if rows else None
+    if not rows:
+        return None
+    found = Snapshot(f'{volume}@{name}', Root(*rows[0][:3]), *rows[0][3:])
+    if not fits(found, Snapshot):
+        raise Corrupt(f'catalog: {found.title} has columns of other types')
+    return found
 
 
 def first_line(snapshot: Snapshot, uuid: bytes) -> bytes:

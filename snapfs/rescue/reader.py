@@ -22,6 +22,7 @@ from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path
 
 TABLES = ('chunk', 'quarantine')
+_KINDS = frozenset(map(int, RecordKind))
 _LISTED = 'SELECT pack, offset, stored, plain, kind, id FROM {table} WHERE id >= ? AND id < ?'
 _PLACES = 'SELECT pack, offset, stored, plain, kind, id FROM {table} WHERE id = ?'
 
@@ -92,7 +93,7 @@ class Reader:
             found: list[Place] = []
             for low, high in _ranges(slots):
                 for table in TABLES:
-                    found += map(Place._make, self.query(_LISTED.format(table=table), (low, high)))
+                    found += map(_place, self.query(_LISTED.format(table=table), (low, high)))
         finally:
             self._db.execute('COMMIT')
         return epoch, found
@@ -102,7 +103,7 @@ class Reader:
         for table in TABLES:
             found = self.query(_PLACES.format(table=table), (id,))
             if found:
-                return list(map(Place._make, found))
+                return list(map(_place, found))
         return []
 
     def places_of_many(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
@@ -114,7 +115,7 @@ class Reader:
             part = wanted[start : start + limits.LOCATE_IDS_MAX]
             marks = ','.join('?' * len(part))
             text = f'SELECT pack, offset, stored, plain, kind, id FROM chunk WHERE id IN ({marks})'
-            found.update((row[5], Place(*row)) for row in self.query(text, part))
+            found.update((row[5], _place(row)) for row in self.query(text, part))
         return found
 
     def pack_ends(self) -> dict[int, int]:
@@ -122,6 +123,8 @@ class Reader:
         that is not there."""
         ends = {}
         for number, kind, name in self.query('SELECT pack, kind, name FROM pack'):
+            if type(number) is not int or kind not in _KINDS or type(name) is not bytes:
+                raise Corrupt('catalog: a pack that cannot be one')
             try:
                 status = pack_path(self.store / 'packs', RecordKind(kind), name).lstat()
                 ends[number] = status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -137,9 +140,10 @@ class Reader:
 
     def _pack(self, number: int) -> tuple[int, bytes]:
         if number not in self._packs:
-            self._packs = {
-                pack: (kind, name) for pack, kind, name in self.query('SELECT pack, kind, name FROM pack')
-            }
+            rows = self.query('SELECT pack, kind, name FROM pack')
+            if not all(kind in _KINDS and type(name) is bytes for _, kind, name in rows):
+                raise Corrupt('catalog: a pack that cannot be one')
+            self._packs = {pack: (kind, name) for pack, kind, name in rows}
         return self._packs.get(number, (0, b''))
 
     def read(self, pack: int, size: int, offset: int) -> bytes:
@@ -158,6 +162,16 @@ class Reader:
             self._files[pack] = fd
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_NOREUSE)
         return bytes(self._disk.pread(fd, size, offset))
+
+
+def _place(row: tuple[Any, ...]) -> Place:
+    """Return a place from the catalog, such as a place can be: memory is spent by what it says."""
+    pack, offset, stored, plain, kind, id = row
+    good = type(pack) is type(offset) is type(stored) is type(plain) is int and kind in _KINDS
+    good = good and type(id) is bytes and len(id) == limits.ID_BYTES
+    if not (good and 0 <= offset < 1 << 62 and 0 <= stored <= limits.STORED_BYTES_MAX):
+        raise Corrupt(f'catalog: a chunk at {offset!r:.40} with {stored!r:.40} bytes')
+    return Place(*row)
 
 
 def _ranges(slots: Iterable[int]) -> list[tuple[bytes, bytes]]:

@@ -152,6 +152,7 @@ def _refs(value: dict[str, Any]) -> Iterator[Ref]:
 
 
 def _ref(id: str, length: object) -> Ref:
-    if not isinstance(length, int) or len(id) != 2 * limits.ID_BYTES:
+    found = bytes.fromhex(id)  # it passes over blanks
+    if type(length) is not int or len(found) != limits.ID_BYTES:
         raise ValueError
-    return Ref(bytes.fromhex(id), length)
+    return Ref(found, length)

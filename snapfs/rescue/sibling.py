@@ -66,9 +66,13 @@ def _plain(lost: Lost, donor: Donor) -> bytes | None:
             os.close(fd)
         if donor.record:
             data = decode_payload(decode_header(data), data[HEADER_BYTES:])
+        if chunk_id(lost.kind, data) != lost.id:
+            return None
+        if lost.kind == RecordKind.NODE:
+            decode_node(data)  # else the very bytes that make it lost would bring it back
     except (OSError, Corrupt):
         return None
-    return data if chunk_id(lost.kind, data) == lost.id else None
+    return data
 
 
 def bring_back(store: Store, kind: RecordKind, chunks: dict[bytes, bytes]) -> None:

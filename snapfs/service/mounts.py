@@ -32,8 +32,9 @@ class Mount:
     def owner(self) -> int | None:
         """The user who mounted it, as the kernel recorded it (user_id=), or None."""
         for option in self.super_options:
-            if option.startswith('user_id=') and option[8:].isdigit():
-                return int(option[8:])
+            number = option.removeprefix('user_id=')
+            if number != option and number.isascii() and number.isdigit() and len(number) <= 10:
+                return int(number)
         return None
 
 

@@ -47,6 +47,7 @@ SILENT = frozenset(
 SILENT_VALUES = frozenset(
     ('user', 'user_id', 'group_id', 'rootmode', 'fd', 'blksize', 'max_read', 'comment', 'helper', 'subtype')
 )
+NUMBER_DIGITS_MAX = 20
 VALUES = frozenset(('source', 'volume', 'fsname', 'log', 'uid', 'gid'))
 
 
@@ -150,8 +151,10 @@ def escape(value: str) -> str:
 
 
 def _number(name: str, value: str) -> int:
-    if not value.isascii() or not value.isdigit() or int(value) >= (1 << 32) - 1:
-        raise Invalid(f'mount option {name} wants a number, not {value!r}')
+    # Python makes no number of a text of very many digits.
+    good = value.isascii() and value.isdigit() and len(value) <= NUMBER_DIGITS_MAX
+    if not good or int(value) >= (1 << 32) - 1:
+        raise Invalid(f'mount option {name} wants a number, not {value[:80]!r}')
     return int(value)
 
 

@@ -59,7 +59,8 @@ class Recovering:
         found = await self._survey(row, wish)
         if wish.dry_run:
             return {**_told(title, found, {}), 'sibling': None, 'dry_run': True}
-        first, healed = found, {}
+        first = found
+        healed: dict[bytes, Donor] = {}
         while True:
             # What came back and is lost again is not helped by coming back once more.
             rest_now = [one for one in found.lost if one.id not in healed]

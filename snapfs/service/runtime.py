@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from snapfs import limits
+from snapfs.format.annotations import fits
 from snapfs.service.mounts import Mount
 
 
@@ -114,6 +115,7 @@ def _read(path: Path) -> Entry | None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, 'rb') as file:
             fields = json.loads(file.read(limits.RUNTIME_ENTRY_BYTES_MAX))
-        return Entry(**fields)
-    except (OSError, ValueError, TypeError):
+        entry = Entry(**fields)
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    return entry if fits(entry, Entry) else None

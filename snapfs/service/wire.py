@@ -76,10 +76,10 @@ def decode_answer(line: bytes) -> object:
     error = fields.get('error')
     if not isinstance(error, dict):
         raise errors.Unavailable('the answer of the daemon cannot be understood')
-    message, advice = str(error.get('message', '')), str(error.get('advice', ''))
-    kind = error.get('kind')
-    if kind == 'Refused' and isinstance(error.get('errno'), int):
-        raise errors.Refused(error['errno'], message, advice=advice)
+    message, advice = str(error.get('message') or 'the daemon does not say why'), str(error.get('advice', ''))
+    kind, number = error.get('kind'), error.get('errno')
+    if kind == 'Refused' and type(number) is int:
+        raise errors.Refused(number, message, advice=advice)
     raise KINDS.get(str(kind), errors.Unavailable)(message, advice=advice)
 
 

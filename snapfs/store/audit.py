@@ -197,6 +197,9 @@ class AuditLog:
         last, wanted = START, START
         if head is not None:
             last, wanted = head.base, head.end
+        # What follows a place within a line would look like a torn one, and be cut off.
+        if 0 < last.bytes <= size and bytes(self._disk.pread(self._fd, 1, last.bytes - 1)) != b'\n':
+            raise Corrupt(f'audit log: line {last.lines} does not end where the catalog says')
         met = last == wanted
         for place in self._walk(last, size):
             if not met and place.bytes >= wanted.bytes:

@@ -27,6 +27,7 @@ from snapfs.format.ids import data_id
 from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 from snapfs.store import schema
 from snapfs.store.catalog import Catalog
+from snapfs.store.cells import columns_of
 from snapfs.store.durable import Disk
 
 log = logging.getLogger('snapfs.store')
@@ -182,15 +183,47 @@ def decode(path: Path, data: bytes, uuid: bytes) -> Backup:
     try:
         fields = json.loads(data, object_hook=_bytes)
         digest = fields.pop('digest')
-        good = data_id(_text(fields)).hex() == digest and fields['backup'] == VERSION
-        good = good and fields['schema'] == schema.SCHEMA_VERSION and set(fields['tables']) == set(TABLES)
-        if not good:
+        epoch, made_ns, tables = fields['epoch'], fields['made_ns'], fields['tables']
+        whole = data_id(_text(fields)).hex() == digest and encode(uuid, epoch, made_ns, tables) == data
+        if not whole and data_id(_text(fields)).hex() == digest and fields['store'] != uuid.hex():
+            raise Corrupt(f'{path.name} is a backup of store {fields["store"]:.80}')
+        if not (whole and type(epoch) is int and type(made_ns) is int):
             raise Corrupt(f'{path.name} is no backup that this program knows, or is damaged')
-        if fields['store'] != uuid.hex():
-            raise Corrupt(f'{path.name} is a backup of store {fields["store"]}')
-        return Backup(path, uuid, fields['epoch'], fields['made_ns'], fields['tables'])
+        _check_tables(path, tables)
+        return Backup(path, uuid, epoch, made_ns, tables)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f'{path.name} is no backup: {error}') from error
+
+
+def _check_tables(path: Path, tables: Any) -> None:
+    """Raise Corrupt unless these rows are such as the tables of the catalog hold: a right digest says who
+    wrote them, not that they make sense."""
+    if type(tables) is not dict or set(tables) != set(TABLES):
+        raise Corrupt(f'{path.name} has not the tables of a catalog')
+    for name, rows in tables.items():
+        shape = columns_of(name)
+        if type(rows) is not list or not all(_fits(row, shape) for row in rows):
+            raise Corrupt(f'{path.name}: a row of table {name} cannot be one')
+    missing = schema.SETTINGS_INITIAL.keys() - {row[0] for row in tables['settings']}
+    if missing:
+        raise Corrupt(f'{path.name} does not have the setting {min(missing)}')
+
+
+def _fits(row: Any, shape: tuple[tuple[str, type, bool], ...]) -> bool:
+    if type(row) is not list or len(row) != len(shape):
+        return False
+    for value, (_, kind, nullable) in zip(row, shape, strict=True):
+        if value is None:
+            good = nullable
+        else:
+            good = type(value) is kind
+            if kind is int:
+                good = good and -(1 << 63) <= value < 1 << 63
+            elif kind is str:
+                value.encode()  # UnicodeEncodeError is a ValueError, which the caller expects
+        if not good:
+            return False
+    return True
 
 
 def newest(disk: Disk, store: Path, uuid: bytes) -> Backup | None:

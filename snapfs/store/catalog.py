@@ -37,6 +37,7 @@ from snapfs.store.rows import (
     RequestRow,
     SnapshotRow,
     VolumeRow,
+    check_row,
     clean_text,
     pack_row,
 )
@@ -227,7 +228,13 @@ class Catalog:
     def audit_head(self) -> AuditHead | None:
         """Return what the audit log must contain at least; None when no transaction followed a line yet."""
         rows = self.query('SELECT * FROM audit_head')
-        return AuditHead(Place(*rows[0][1:4]), Place(*rows[0][4:7])) if rows else None
+        if not rows:
+            return None
+        head = AuditHead(Place(*rows[0][1:4]), Place(*rows[0][4:7]))
+        check_row(head)
+        if min(*head.end[:2], *head.base[:2]) < 0:
+            raise Corrupt('catalog: an audit log that ends before its beginning')
+        return head
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -291,7 +298,10 @@ class Catalog:
             part = ids[start : start + limits.LOCATE_IDS_MAX]
             answer = self.query(statement, (b''.join(part), len(part)))[0][0]
             if answer is not None:
-                numbers = [int(number) for number in answer.split(' ')]
+                try:
+                    numbers = [int(number) for number in answer.split(' ')]
+                except ValueError:
+                    raise Corrupt('catalog: a place of a chunk that is no number') from None
                 for n in range(0, len(numbers), 5):
                     found[part[numbers[n]]] = checked_location(Location(*numbers[n + 1 : n + 5]))
         return found
@@ -339,6 +349,8 @@ class Catalog:
     def incidents(self, scope: str | None = None, in_force: bool = True) -> list[IncidentRow]:
         """Return incidents, oldest first: those in force, or all."""
         rows = [IncidentRow(*row) for row in self.query('SELECT * FROM incident ORDER BY number')]
+        for row in rows:
+            check_row(row)
         return [
             row
             for row in rows

@@ -35,7 +35,10 @@ class Holder:
 
     def __str__(self) -> str:
         where = f', mounted at {self.mountpoint}' if self.mountpoint else ''
-        since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since_ns / 1e9))
+        try:
+            since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since_ns / 1e9))
+        except (OverflowError, ValueError, OSError):  # the file may say anything
+            since = 'a time that is none'
         return f'process {self.pid} on {self.host} since {since}{where}'
 
 
@@ -120,7 +123,7 @@ class StoreLock:
                 bytes(self._disk.pread(fd, limits.LOCK_HOLDER_BYTES, 0))
             )
             return Holder(int(pid), str(host), int(since_ns), str(mountpoint))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return None
 
 

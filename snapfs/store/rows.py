@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from snapfs import limits
 from snapfs.errors import Corrupt
+from snapfs.format.annotations import fits
 
 
 class Location(NamedTuple):
@@ -198,9 +199,11 @@ def decode_name(stored: bytes) -> str:
 
 
 def with_names(values: tuple[Any, ...], *columns: int) -> list[Any]:
-    """Return a row with the names in these columns decoded."""
+    """Return a row with the names in these columns decoded. Corrupt where no name stands."""
     row = list(values)
     for column in columns:
+        if type(row[column]) is not bytes:
+            raise Corrupt('catalog: a name that is none')
         row[column] = decode_name(row[column])
     return row
 
@@ -211,13 +214,16 @@ def clean_text(text: str) -> str:
     return text.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
+def check_row(row: Any) -> None:
+    """Raise Corrupt unless every column of a row from disk is of its type: a page of the catalog that rotted
+    may have anything in any column, whatever the schema says."""
+    if not fits(row, type(row)):
+        raise Corrupt(f'catalog: a {type(row).__name__} with columns of other types')
+
+
 def check_root(row: VolumeRow | SnapshotRow | RequestRow) -> None:
-    """Raise Corrupt when a row from disk has a root that cannot be one."""
-    # A page of the catalog that rotted may have anything in any column, whatever the schema says.
-    if not all(
-        type(value) is int for value in (row.root_items, row.root_refs, row.next_ino)
-    ) or not isinstance(row.root, bytes | None):
-        raise Corrupt('catalog: a root with columns of other types')
+    """Raise Corrupt when a row from disk has a root that cannot be one, or columns of other types."""
+    check_row(row)
     if row.root is not None and len(row.root) != limits.ID_BYTES:
         raise Corrupt(f'catalog: a root of {len(row.root)} bytes')
     if row.root_items < 0 or row.root_refs < 0 or not 0 <= row.next_ino <= limits.INO_MAX + 1:
@@ -250,13 +256,16 @@ def request_row(values: tuple[Any, ...]) -> RequestRow:
 
 
 def hold_row(values: tuple[Any, ...]) -> HoldRow:
-    """Return a row of the hold table."""
-    return HoldRow(*with_names(values, 1))
+    """Return a checked row of the hold table."""
+    row = HoldRow(*with_names(values, 1))
+    check_row(row)
+    return row
 
 
 def pack_row(values: tuple[Any, ...]) -> PackRow:
     """Return a checked row of the pack table."""
     row = PackRow(*values)
+    check_row(row)
     if len(row.name) != limits.PACK_NAME_BYTES or row.kind not in (1, 2) or row.bytes < 0 or row.records < 0:
         raise Corrupt(f'catalog: impossible row of pack {row.pack}')
     return row

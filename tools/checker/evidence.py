@@ -11,7 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from heapq import merge
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
 
@@ -204,13 +204,15 @@ class Evidence:
 
     def _chain(self, fd: int, size: int, base: tuple[int, int, str], end: tuple[int, int, str]) -> None:
         at, lines, previous = base
+        if 0 < at <= size and read_at(fd, 1, at - 1) != b'\n':
+            raise Corrupt(f'line {lines} does not end where the catalog says')
         met = base == end
         for text in _lines(fd, size, at):
             found = _hash_of(text, lines + 1, previous)
             if found is None:
                 break
             lines, previous, at = lines + 1, found, at + len(text) + 1
-            self._events[json.loads(text)['event'].get('event', '')] += 1
+            self._events[str(json.loads(text)['event'].get('event', ''))] += 1
             if at == end[0]:
                 if (lines, previous) != end[1:]:
                     raise Corrupt(f'line {lines} is not the one that the catalog knows')
@@ -273,11 +275,14 @@ class Evidence:
             )}  # fmt: skip
         finally:
             db.close()
-        missing = set(range(1, self._catalog.settings.get('next_view', 1))) - seen - self._freed_views
+        given = min(self._catalog.settings.get('next_view', 1), limits.VIEW_MAX + 1)
+        known = {view for view in seen | self._freed_views if type(view) is int and 0 < view < given}
+        missing = given - 1 - len(known)
         # A rollback gives its volume another number, and a volume that was freed is told by another one.
-        unexplained = len(missing) - self._events['rollback'] - self._freed_volumes
+        unexplained = missing - self._events['rollback'] - self._freed_volumes
         if unexplained > 0:
-            first = ', '.join(str(one) for one in sorted(missing)[:10])
+            unseen = (one for one in range(1, given) if one not in known)
+            first = ', '.join(str(one) for one in islice(unseen, 10))
             self._report.add('view-unaccounted', 'catalog.sqlite', f'{unexplained} of the views {first}')
 
     def _list(self, place: str, number: int, name: str, digest: object, count: object) -> None:
@@ -286,7 +291,7 @@ class Evidence:
                 found = stream_id(read_at(fd, BLOCK_BYTES, at) for at in range(0, size, BLOCK_BYTES)).hex()
                 if digest is not None and found != digest:
                     self._report.add('batch-file', f'{place}/{name}', 'is not the one that the plan names')
-                elif count is not None and size != int(str(count)) * limits.ID_BYTES:
+                elif count is not None and (type(count) is not int or size != count * limits.ID_BYTES):
                     self._report.add('batch-file', f'{place}/{name}', f'has {size} bytes for {count} ids')
         except (OSError, Corrupt) as error:
             self._report.add('batch-file', f'{place}/{name}', getattr(error, 'strerror', None) or str(error))
@@ -384,7 +389,7 @@ class Evidence:
                 self._report.add('certificate-bad', name, 'is of another batch or store')
             elif not fields['passed']:
                 self._report.add('certificate-bad', name, 'says that the proof failed')
-        except (OSError, Corrupt, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, Corrupt, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._report.add(
                 'certificate-bad', name, getattr(error, 'strerror', None) or f'cannot be read: {error}'
             )

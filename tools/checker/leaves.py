@@ -102,15 +102,19 @@ class Rows:
                 self.orphans.append(suffix_number(key))
 
 
+LENGTH_NONE = (1 << 32) - 1
+
+
 def expected_lengths(leaf: Leaf) -> list[int]:
-    """Return the plain length that each reference's chunk must have, in the order of the refs table."""
+    """Return the plain length that each reference's chunk must have, in the order of the refs table. One that
+    no chunk can have is LENGTH_NONE, which none has."""
     found = []
     for key, value in zip(leaf.keys, leaf.values, strict=True):
         if key[8] == EXTENT:
             found.append(value[EXTENT_WHOLE] if len(value) == 4 else value[0])
         elif key[8] == XATTR and len(value) == 3:
             found.append(value[1])
-    return found
+    return [one if 0 <= one <= limits.PLAIN_BYTES_MAX else LENGTH_NONE for one in found]
 
 
 def facts_of(leaf: Leaf, owner: int, name_key: bytes) -> LeafFacts:
