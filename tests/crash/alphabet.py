@@ -111,9 +111,7 @@ def _delete_snapshot(state: State) -> State:
 
 def _undelete_snapshot(state: State) -> State:
     *left, shape = state.asked
-    return replace(
-        state, snapshots=(*state.snapshots, (shape, 0)), asked=tuple(left), loose=True, plan=False
-    )
+    return replace(state, snapshots=(*state.snapshots, (shape, 0)), asked=tuple(left), loose=True, plan=False)
 
 
 def _rollback(state: State) -> State:

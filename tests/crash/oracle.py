@@ -156,7 +156,9 @@ def differences(found: Tree, expected: Tree, path: str) -> list[str]:
     first = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
     sizes = f'{len(ours)} bytes instead of {len(theirs)}, first other byte at {first}'
     more = f'; {found[6:]} instead of {expected[6:]}' if found[6:] != expected[6:] else ''
-    return [f'{path}: {sizes}; links {found[2]} and {expected[2]}; xattrs equal: {found[5] == expected[5]}{more}']
+    return [
+        f'{path}: {sizes}; links {found[2]} and {expected[2]}; xattrs equal: {found[5] == expected[5]}{more}'
+    ]
 
 
 class Oracle:

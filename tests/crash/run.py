@@ -381,7 +381,8 @@ class Run:
         self.oracle.pending = Pending(request, before)
         await self.engine.volume_delete(pair.head.name, 'test')
         self.oracle.settled()
-        del self.pairs[number], self.workloads[number]
+        del self.pairs[number]
+        self.workloads.pop(number, None)
         self.models[pair.head.number] = pair.root
         self.oracle.births[number] = tree
         self._record()

@@ -229,9 +229,7 @@ class WordRun(Run):
         return found
 
     def _empties(self) -> list[list[bytes]]:
-        found = [
-            (node.ino, path) for path, node in self._paths() if node.is_directory() and not node.entries
-        ]
+        found = [(node.ino, path) for path, node in self._paths() if node.is_directory() and not node.entries]
         return [path for _, path in sorted(found)]
 
     def _new_name(self) -> bytes:
@@ -574,5 +572,3 @@ async def make_base(folder: Path, seed: int = 0) -> Base:
     roots = {number: pair.root for number, pair in run.pairs.items()}
     taken = frozenset(run._taken)
     return Base(run.disk.root, run.oracle, run.models, roots, taken, run.a, run.b)
-
-

@@ -20,8 +20,9 @@ LATER = 50_000_000  # the tick of whatever is done after the crash
 CUT_AGAIN, GO_ON = 0.25, 0.15
 
 
-async def verify_left(left: Left) -> None:
-    """AssertionError, with what replays it, unless the image is all that it must be; removes it."""
+async def verify_left(left: Left) -> Found:
+    """AssertionError, with what replays it, unless the image is all that it must be; removes it. Return what
+    was found."""
     chance = random.Random(left.seed)
     note = left.allowed[0][1]
     disk, folder = SimDisk(left.path), left.path
@@ -30,13 +31,13 @@ async def verify_left(left: Left) -> None:
         note += f'; second cut at event {disk.cut_at} of the recovery'
     try:
         try:
-            await _check(disk, left, note, chance)
+            return await _check(disk, left, note, chance)
         except PowerCut:
             again = folder.with_name(folder.name + '-again')
             disk.crash(left.seed + 1, again)
             disk.forget()
             disk, folder = SimDisk(again), again
-            await _check(disk, left, note, chance)
+            return await _check(disk, left, note, chance)
     except AssertionError:
         raise
     except Exception as error:
@@ -47,7 +48,7 @@ async def verify_left(left: Left) -> None:
             shutil.rmtree(path)
 
 
-async def _check(disk: SimDisk, left: Left, note: str, chance: random.Random) -> None:
+async def _check(disk: SimDisk, left: Left, note: str, chance: random.Random) -> Found:
     path = disk.root / 'store'
     found = damages(path)
     assert not found, f'{note}: fsck of what the crash left: {found[:3]}'
@@ -56,7 +57,7 @@ async def _check(disk: SimDisk, left: Left, note: str, chance: random.Random) ->
     disk.cut_at = None
     try:
         assert engine.health() == 'ok', f'{note}: {engine.health()}'
-        await _is_allowed(engine, left, note)
+        state = await _is_allowed(engine, left, note)
         check_chunks(engine.store, note)
         for head in engine.heads().values():
             reached = await reachable(head)
@@ -67,25 +68,28 @@ async def _check(disk: SimDisk, left: Left, note: str, chance: random.Random) ->
                     await is_gone(head, ino, note)
         if chance.random() < GO_ON:
             await _go_on(engine, world, left, note, chance)
+        return state
     finally:
         if not engine.closed:
             engine.store.close(clean=False)
             engine.closed = True
 
 
-async def _is_allowed(engine: Engine, left: Left, note: str) -> None:
-    for allowed, when in left.allowed:
-        found = await look(engine, allowed, freeze_full)
+async def _is_allowed(engine: Engine, left: Left, note: str) -> Found:
+    found = await look(engine, left.allowed[0][0], freeze_full)
+    for number, (allowed, when) in enumerate(left.allowed):
+        if number:
+            found = await look(engine, allowed, freeze_full)
         assert allowed.match(found) is not None, f'{note} = {when}: {allowed.explain(found)}'
+    return found
 
 
 async def _go_on(engine: Engine, world: TickWorld, left: Left, note: str, chance: random.Random) -> None:
     """The collector begins again: either people take everything back, or it goes on to the end."""
     collecting = OneStep(engine, world)
     await collecting.begin()
-    await _is_allowed(engine, left, note)
-    allowed = left.allowed[0][0]
-    before = await look(engine, allowed, freeze_full)
+    before = await _is_allowed(engine, left, note)
+    allowed = left.allowed[-1][0]
     if chance.random() < 0.5:
         await _take_back(engine, before, note)
     else:
