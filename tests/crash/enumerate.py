@@ -147,6 +147,12 @@ class Enumeration:
             del self._known[next(iter(self._known))]
 
 
+def place() -> Path | None:
+    """Return where stores are made: in memory, where there is such a place. Nothing is really synced."""
+    memory = Path('/dev/shm')
+    return memory if os.access(memory, os.W_OK) else None
+
+
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,11 +223,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = _done(arguments.out)
     every = chosen(arguments)
     todo = [word for word in every if word not in done]
-    memory = Path('/dev/shm')
-    place = memory if os.access(memory, os.W_OK) else None
     outcomes: list[dict[str, object]] = []
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=place, prefix='snapfs-words-') as scratch, small(Path(scratch)):
+    with tempfile.TemporaryDirectory(dir=place(), prefix='snapfs-words-') as scratch, small(Path(scratch)):
         enumeration = Enumeration(Path(scratch), arguments.seed)
         for word in todo[: arguments.words]:
             if time.monotonic() - began > arguments.seconds:

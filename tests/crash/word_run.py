@@ -112,6 +112,7 @@ class WordRun(Run):
             shutil.copytree(base.root, folder / 'root')
         super().__init__(folder, PROFILE, seed)
         self.inline_bytes = inline_bytes
+        self.engine = None  # type: ignore[assignment]  # not open yet
         self.left: dict[bytes, Left] = {}
         self.cuts = 0
         self.word: Word = ()
@@ -164,7 +165,7 @@ class WordRun(Run):
 
     def end(self) -> None:
         """Let go of everything, in the middle of what it was."""
-        if not self.engine.closed:
+        if self.engine is not None and not self.engine.closed:
             self.engine.closed = True
             self.engine.store.close(clean=False)
         self.disk.forget()

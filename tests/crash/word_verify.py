@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 
-from snapfs.collect.states import CONFIRMED, batch
+from snapfs.collect.states import CONFIRMED, PLANNED, QUARANTINED, batch, batches
 from snapfs.errors import Held
 from snapfs.volume.engine import Engine
 from tests.crash.attributes import TickWorld, freeze_full
@@ -66,8 +66,9 @@ async def _check(disk: SimDisk, left: Left, note: str, chance: random.Random) ->
             for ino in range(16, head.next_ino):
                 if ino not in reached:
                     await is_gone(head, ino, note)
+        collecting = await _recovered(engine, world, note)
         if chance.random() < GO_ON:
-            await _go_on(engine, world, left, note, chance)
+            await _go_on(collecting, world, left, note, chance)
         return state
     finally:
         if not engine.closed:
@@ -84,10 +85,19 @@ async def _is_allowed(engine: Engine, left: Left, note: str) -> Found:
     return found
 
 
-async def _go_on(engine: Engine, world: TickWorld, left: Left, note: str, chance: random.Random) -> None:
-    """The collector begins again: either people take everything back, or it goes on to the end."""
+async def _recovered(engine: Engine, world: TickWorld, note: str) -> OneStep:
+    """Return the collector, which begins again: nothing stays half decided."""
     collecting = OneStep(engine, world)
     await collecting.begin()
+    for row in batches(engine.store.catalog, PLANNED, QUARANTINED):
+        assert row.state == QUARANTINED, f'{note}: batch {row.number} stays {row.state}'
+        assert not row.restoring, f'{note}: batch {row.number} stays half restored'
+    return collecting
+
+
+async def _go_on(collecting: OneStep, world: TickWorld, left: Left, note: str, chance: random.Random) -> None:
+    """Either people take everything back, or the collector goes on to the end."""
+    engine = collecting.engine
     before = await _is_allowed(engine, left, note)
     allowed = left.allowed[-1][0]
     if chance.random() < 0.5:
