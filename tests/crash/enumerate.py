@@ -4,7 +4,7 @@
     --shard K/M           the K-th of M parts, spread evenly; all parts are all words
     --sample N            so many of them, chosen by the seed
     --only 'A, B, C'      one word; with --whole cut in all of its operations. Replays a failure
-    --seed N              what is kept of what was not synced, and sizes of the store
+    --seed N              what is kept of what was not synced, and sizes; odd: on a store that is in use
     --words N             stop after so many; --seconds N: after so long
     --out FILE            a line of JSON for each word; a run that finds the file goes on behind it
 
@@ -38,7 +38,8 @@ from snapfs.store import horizon
 from snapfs.tree import apply
 from tests.crash.alphabet import OPERATIONS, Word, words
 from tests.crash.oracle import Found
-from tests.crash.word_run import Base, CannotApply, WordRun, make_base
+from tests.crash.word_files import CannotApply
+from tests.crash.word_run import Base, WordRun, make_base
 from tests.crash.word_verify import verify_left
 
 SMALL = {
