@@ -311,8 +311,11 @@ class WordRun(WordFiles):
 
     async def _collect(self, fresh: bool) -> None:
         before = self.oracle.now
+        waiting = self.collecting.waiting.keys()
+        horizon = any(one.grace_class not in waiting for one in self.collecting.collector.choose())
         await self.collecting.collect(fresh=fresh)
-        self.oracle.promised(before)  # each batch begins with a commit, and each proof
+        if horizon or not fresh:  # a plan that has waited had its commit then; a proof has one of its own
+            self.oracle.promised(before)
 
     async def _plan(self) -> None:
         if not self.collecting.collector.choose():
