@@ -16,6 +16,7 @@ class Registry:
     volumes: dict[int, str] = field(default_factory=dict)  # stable number -> name
     snapshots: dict[tuple[int, str], Tree] = field(default_factory=dict)
     requests: dict[tuple[str, int], Tree] = field(default_factory=dict)  # (kind, view number)
+    holds: frozenset[tuple[int, str, str]] = frozenset()  # stable number, snapshot, name of the hold
 
     def with_volume(self, number: int, name: str) -> Registry:
         return replace(self, volumes={**self.volumes, number: name})
@@ -28,6 +29,16 @@ class Registry:
 
     def without_snapshot(self, volume: int, name: str) -> Registry:
         return replace(self, snapshots={k: v for k, v in self.snapshots.items() if k != (volume, name)})
+
+    def with_snapshot_renamed(self, volume: int, name: str, new_name: str) -> Registry:
+        """The holds stay on it."""
+        after = self.without_snapshot(volume, name)
+        after = after.with_snapshot(volume, new_name, self.snapshots[volume, name])
+        renamed = {(v, new_name if (v, s) == (volume, name) else s, hold) for v, s, hold in self.holds}
+        return after.with_holds(frozenset(renamed))
+
+    def with_holds(self, holds: frozenset[tuple[int, str, str]]) -> Registry:
+        return replace(self, holds=holds)
 
     def with_request(self, kind: str, view: int, tree: Tree) -> Registry:
         return replace(self, requests={**self.requests, (kind, view): tree})
@@ -92,6 +103,13 @@ class Allowed:
         known = self.pending.registry.snapshots if self.pending is not None else {}
         return (volume, snapshot) in self.registry.snapshots or (volume, snapshot) in known
 
+    def tree_of_request(self, kind: str, view: int) -> Tree:
+        """Return what a request was made of, None when it is not known."""
+        known = self.registry.requests.get((kind, view))
+        if known is None and self.pending is not None:
+            known = self.pending.registry.requests.get((kind, view))
+        return known
+
     def match(self, found: Found) -> int | None:
         """Return the moment of the history that `found` is, None when it is none of those allowed."""
         return next((number for number, one in self.candidates() if one == found), None)
@@ -107,6 +125,8 @@ class Allowed:
                 if found.registry.snapshots.get(key) != tree
             ]
             return f'snapshots differ (P6): {lost or sorted(found.registry.snapshots)}'
+        if found.registry.holds != self.registry.holds:
+            return f'holds {sorted(found.registry.holds)}, promised {sorted(self.registry.holds)}'
         if found.registry.requests.keys() != self.registry.requests.keys():
             return f'requests {sorted(found.registry.requests)}, promised {sorted(self.registry.requests)}'
         lines = ['no moment of the history (P5); against the latest:']
@@ -120,6 +140,8 @@ def differences(found: Tree, expected: Tree, path: str) -> list[str]:
         return []
     if found[0] == 'dir' and expected[0] == 'dir':
         lines = [f'{path}: attributes differ'] if found[1:3] != expected[1:3] else []
+        if found[4:] != expected[4:]:
+            lines.append(f'{path}: {found[4:]} instead of {expected[4:]}')
         ours, theirs = dict(found[3]), dict(expected[3])
         for name in sorted(ours.keys() | theirs.keys()):
             where = f'{path}/{name.decode(errors="replace")}'
@@ -133,7 +155,10 @@ def differences(found: Tree, expected: Tree, path: str) -> list[str]:
     ours, theirs = found[3], expected[3]
     first = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
     sizes = f'{len(ours)} bytes instead of {len(theirs)}, first other byte at {first}'
-    return [f'{path}: {sizes}; links {found[2]} and {expected[2]}; xattrs equal: {found[5] == expected[5]}']
+    more = f'; {found[6:]} instead of {expected[6:]}' if found[6:] != expected[6:] else ''
+    return [
+        f'{path}: {sizes}; links {found[2]} and {expected[2]}; xattrs equal: {found[5] == expected[5]}{more}'
+    ]
 
 
 class Oracle:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from snapfs import limits
+from snapfs.store.rows import RequestRow
 from snapfs.store.store import Store
 from snapfs.volume.engine import Engine
 from snapfs.volume.head import Head
+from snapfs.volume.view import View
 from tests.crash.oracle import Allowed, Oracle, Pending, Tree
 from tests.sim.disk import SimDisk
 from tests.sim.world import SimWorld
@@ -82,9 +85,16 @@ class Run:
     seed: int
     options: Options = field(default_factory=Options)
 
+    # What a subclass sees files with, and how many volumes it wants.
+    pair_type: ClassVar[type[Pair]] = Pair
+    freeze: ClassVar[Callable[[View], Awaitable[Tree]]] = staticmethod(freeze_view)
+    empty: ClassVar[Tree] = EMPTY
+    volumes_max: ClassVar[int] = 3
+    owner: ClassVar[tuple[int, int]] = (0, 0)
+
     def __post_init__(self) -> None:
         self.chance = random.Random(f'{self.profile.name} {self.seed}')
-        self.world = SteppingWorld(self.seed)
+        self.world = self._new_world()
         self.oracle = Oracle()
         self.images: list[Image] = []
         self.pairs: dict[int, Pair] = {}
@@ -94,10 +104,16 @@ class Run:
         self._taken: set[str] = set()
         self.busy: int | None = None  # the one volume that files are changed in while other tasks run
         root = self.folder / 'root'
-        root.mkdir(parents=True)
-        self.disk = ImagingDisk(root, self.seed)
+        root.mkdir(parents=True, exist_ok=True)
+        self.disk = self._new_disk(root)
         self.path = root / 'store'
         self._first = 0
+
+    def _new_world(self) -> SimWorld:
+        return SteppingWorld(self.seed)
+
+    def _new_disk(self, root: Path) -> ImagingDisk:
+        return ImagingDisk(root, self.seed)
 
     async def open(self) -> None:
         """Make a store with one volume; from now on every event may be the last."""
@@ -169,7 +185,7 @@ class Run:
         self.oracle.record({number: pair.root.freeze() for number, pair in self.pairs.items()})
 
     def _add_pair(self, head: Head, root: Node | None = None) -> None:
-        pair = Pair(head)
+        pair = self.pair_type(head)
         if root is not None:
             pair.root = root
         number = head.row.volume
@@ -235,30 +251,33 @@ class Run:
         return name
 
     async def volume(self) -> None:
-        if len(self.pairs) >= 3:
+        if len(self.pairs) >= self.volumes_max:
             return
         name = self._unused('v')
         number = self.engine.store.catalog.setting('next_volume')
         low = self.oracle.floor
         after = self.oracle.registry.with_volume(number, name)
-        self.oracle.pending = Pending(after, low, births={number: EMPTY})
+        self.oracle.pending = Pending(after, low, births={number: self.empty})
         before = self.oracle.now
-        head = await self.engine.volume_create(name, 0, 0)
+        head = await self.engine.volume_create(name, *self.owner)
         assert head.row.volume == number
         self.oracle.settled()
         self._add_pair(head)
         self._record()
         self.oracle.promised(before)
 
+    def _volume_to_snapshot(self) -> tuple[int, Pair]:
+        return self.chance.choice(list(self.pairs.items()))
+
     async def snapshot(self) -> None:
-        number, pair = self.chance.choice(list(self.pairs.items()))
+        number, pair = self._volume_to_snapshot()
         name = self._unused('s')
         before = self.oracle.now
         self.oracle.pending = Pending(self.oracle.registry, before, snapshot=(number, name))
         row = await self.engine.snapshot_create(pair.head.name, name, 'test')
         view = self.engine.snapshot_view(row.number)
         assert view is not None
-        tree = await freeze_view(view)
+        tree = await type(self).freeze(view)
         moments = self.oracle.history[before:]
         assert any(one[number] == tree for one in moments), f'{name} is not what it was taken of (P6)'
         self.oracle.registry = self.oracle.registry.with_snapshot(number, name, tree)
@@ -286,12 +305,15 @@ class Run:
         await self.engine.snapshot_delete(self.pairs[number].head.name, name, 'test')
         self.oracle.settled()
 
+    def _some_request(self) -> RequestRow | None:
+        rows = self.engine.request_list()
+        return self.chance.choice(rows) if rows else None
+
     async def undelete(self) -> None:
         """Take back one of the requests, if there is any whose volume is there."""
-        rows = self.engine.request_list()
-        if not rows:
+        row = self._some_request()
+        if row is None:
             return
-        row = self.chance.choice(rows)
         tree = self.oracle.registry.requests[row.kind, row.view]
         left = self.oracle.registry.without_request(row.kind, row.view)
         low = self.oracle.floor
@@ -309,7 +331,7 @@ class Run:
 
     async def clone(self) -> None:
         found = self._some_snapshot(quiet=True)
-        if found is None or len(self.pairs) >= 3:
+        if found is None or len(self.pairs) >= self.volumes_max:
             return
         number, name, tree = found
         new_name = self._unused('c')
@@ -343,12 +365,15 @@ class Run:
         pair.head, pair.root = self._head(number), copy.deepcopy(self.models[target])
         self.oracle.promised(before)
 
-    async def volume_delete(self) -> None:
+    def _volumes_without_snapshots(self) -> list[int]:
         kept = {self.busy} | {key[0] for key in self.oracle.registry.snapshots}
-        free = [number for number in self.pairs if number not in kept]
+        return sorted(number for number in self.pairs if number not in kept)
+
+    async def volume_delete(self) -> None:
+        free = self._volumes_without_snapshots()
         if not free or len(self.pairs) < 2:
             return
-        number = self.chance.choice(sorted(free))
+        number = self.chance.choice(free)
         pair = self.pairs[number]
         before = self.oracle.now
         tree = pair.root.freeze()
@@ -356,7 +381,8 @@ class Run:
         self.oracle.pending = Pending(request, before)
         await self.engine.volume_delete(pair.head.name, 'test')
         self.oracle.settled()
-        del self.pairs[number], self.workloads[number]
+        del self.pairs[number]
+        self.workloads.pop(number, None)
         self.models[pair.head.number] = pair.root
         self.oracle.births[number] = tree
         self._record()

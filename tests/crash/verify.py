@@ -6,6 +6,7 @@ import errno
 import random
 import shutil
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from snapfs.errors import Refused
@@ -14,7 +15,7 @@ from snapfs.format.nodes import Leaf, decode_node
 from snapfs.store.store import Store
 from snapfs.volume.engine import Engine
 from snapfs.volume.view import View
-from tests.crash.oracle import Allowed, Found, Registry
+from tests.crash.oracle import Allowed, Found, Registry, Tree
 from tests.crash.run import Image
 from tests.sim.disk import PowerCut, SimDisk
 from tests.sim.world import SimWorld
@@ -22,6 +23,7 @@ from tests.support.fsck import damages
 from tests.support.model import freeze_view
 
 SAFETY = 'before-rollback-'
+Freeze = Callable[[View], Awaitable[Tree]]
 
 
 async def verify(image: Image) -> None:
@@ -70,7 +72,7 @@ async def _check(disk: SimDisk, allowed: Allowed, note: str, chance: random.Rand
             assert not await head.orphans(10), f'{note}: an unlinked inode is left'
             for ino in range(16, head.next_ino):
                 if ino not in reached:
-                    await _is_gone(head, ino, note)
+                    await is_gone(head, ino, note)
         if thorough:
             await take_back(engine, allowed, found, note)
             await write_on(engine, note)
@@ -84,12 +86,12 @@ async def _check(disk: SimDisk, allowed: Allowed, note: str, chance: random.Rand
             engine.closed = True
 
 
-async def look(engine: Engine, allowed: Allowed) -> Found:
-    """Read everything there is."""
+async def look(engine: Engine, allowed: Allowed, freeze: Freeze = freeze_view) -> Found:
+    """Read everything there is. What is condemned cannot be read: it counts as what it should be."""
     names, trees = {}, {}
     for head in engine.heads().values():
         names[head.row.volume] = head.name
-        trees[head.row.volume] = await freeze_view(head)
+        trees[head.row.volume] = await freeze(head)
     snapshots, requests = {}, {}
     for row in engine.snapshot_list():
         name = row.name
@@ -97,12 +99,20 @@ async def look(engine: Engine, allowed: Allowed) -> Found:
             name = 'safety'
         view = engine.snapshot_view(row.number)
         assert view is not None
-        snapshots[row.volume, name] = await freeze_view(view)
+        snapshots[row.volume, name] = await freeze(view)
     for request in engine.request_list():
         view = engine.snapshot_view(request.view)
-        assert view is not None
-        requests[request.kind, request.view] = await freeze_view(view)
-    return Found(Registry(names, snapshots, requests), trees)
+        if view is None:
+            assert request.batch is not None
+            requests[request.kind, request.view] = allowed.tree_of_request(request.kind, request.view)
+        else:
+            requests[request.kind, request.view] = await freeze(view)
+    holds = {
+        (row.volume, row.name, hold.name)
+        for row in engine.snapshot_list()
+        for hold in engine.store.registry.holds(row.number)
+    }
+    return Found(Registry(names, snapshots, requests, frozenset(holds)), trees)
 
 
 def check_chunks(store: Store, note: str) -> None:
@@ -148,7 +158,8 @@ async def reachable(view: View, ino: int = 1) -> dict[int, int]:
     return found
 
 
-async def _is_gone(head: View, ino: int, note: str) -> None:
+async def is_gone(head: View, ino: int, note: str) -> None:
+    """Nothing is left of an inode without a name."""
     try:
         await head.inode(ino)
     except Refused as error:

@@ -22,8 +22,10 @@ import os
 import random
 import sqlite3
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from snapfs.store.durable import DIRECTORY_MODE, FILE_MODE, Buffer, Disk
 
@@ -107,12 +109,22 @@ class SimDisk(Disk):
         """Whether a power cut now could lose anything."""
         return bool(self._changes) or any(file is not None and file.pending for file in self._names.values())
 
-    def crash(self, seed: int, destination: Path, keep: float | None = None) -> Path:
+    def unsynced_count(self) -> int:
+        """Return of how many changes of names and of files a power cut now could keep any."""
+        files = {file for file in self._files() if file.fd >= 0}
+        return len(self._changes) + sum(len(file.pending) for file in files)
+
+    def crash(
+        self, seed: int, destination: Path, keep: float | None = None, kept: Iterable[bool] | None = None
+    ) -> Path:
         """Write to `destination` the tree that a power cut at this moment could leave, chosen by `seed`; with
-        `keep` 1, what a killed process leaves. The disk is off afterwards."""
+        `keep` 1, what a killed process leaves. `kept` says of one unsynced change after the other whether it
+        is kept, as a whole. The disk is off afterwards."""
         with self._lock:
             self.off = True
-            chance = random.Random(seed)
+            chance = random.Random(seed) if kept is None else _Chosen(kept)
+            if kept is not None:
+                keep = 1.0
             # Extremes are as likely as mixtures: all kept (a killed process), nothing kept, and shades.
             chosen = chance.choice((0.0, 1.0, 0.2, 0.5, 0.8))
             keep = chosen if keep is None else keep
@@ -142,10 +154,14 @@ class SimDisk(Disk):
             for fd in self._fds:
                 os.close(fd)
             self._fds.clear()
-            for file in {*self._names.values(), *self._durable.values()} | {c.what for c in self._changes}:
-                if file is not None and file.fd >= 0:
+            for file in self._files():
+                if file.fd >= 0:
                     os.close(file.fd)
                     file.fd = -1
+
+    def _files(self) -> set[File]:
+        found = {*self._names.values(), *self._durable.values()} | {c.what for c in self._changes}
+        return {file for file in found if file is not None}
 
     # --- power and faults --------------------------------------------------------------------------------
     def _call(self, kind: str, what: object) -> None:
@@ -288,6 +304,20 @@ class SimDisk(Disk):
     def _change(self, change: NameChange) -> None:
         _apply(self._names, change)
         self._changes.append(change)
+
+
+class _Chosen(random.Random):
+    """Not chance: keeps (0.0) or loses (1.0) what it was told."""
+
+    def __init__(self, kept: Iterable[bool]) -> None:
+        super().__init__(0)
+        self._kept = iter(kept)
+
+    def random(self) -> float:
+        return 0.0 if next(self._kept) else 1.0
+
+    def choice(self, options: Any) -> Any:
+        return options[0]
 
 
 def _apply(names: dict[Path, File | None], change: NameChange) -> None:

@@ -69,9 +69,11 @@ async def freeze_view(view: View, ino: int = 1) -> Any:
 class Pair:
     """A head and its model, changed together. Every operation checks that both refuse alike."""
 
+    node_type = Node
+
     def __init__(self, head: Head) -> None:
         self.head = head
-        self.root = Node(stat.S_IFDIR | 0o755, nlink=2)
+        self.root = self.node_type(stat.S_IFDIR | 0o755, nlink=2)
 
     async def inode(self, path: list[bytes]) -> Any:
         inode = await self.head.inode(1)
@@ -95,7 +97,7 @@ class Pair:
             await refuses(errno.EEXIST, self.head.make(directory, name, mode, 0, 0, 0, target))
             return
         await self.head.make(directory, name, mode, 0, 0, 0, target)
-        parent.entries[name] = Node(mode, target=target, nlink=2 if stat.S_ISDIR(mode) else 1)
+        parent.entries[name] = self.node_type(mode, target=target, nlink=2 if stat.S_ISDIR(mode) else 1)
 
     async def write(self, path: list[bytes], offset: int, data: bytes) -> None:
         await self.head.write(await self.inode(path), offset, data)
