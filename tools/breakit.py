@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tools.breaking.evidence
+import tools.breaking.trees
 from snapfs.errors import Held, SnapfsError
 from tools.breaking.edit import Patient
 from tools.breaking.kinds import KINDS
 
-assert tools.breaking.evidence  # it enters its kinds
+assert tools.breaking.evidence and tools.breaking.trees  # they enter their kinds
 
 
 def break_it(store: Path, name: str, seed: int) -> list[str]:

@@ -25,6 +25,10 @@ log = logging.getLogger('snapfs.rescue')
 
 Object = dict[str, Any]
 HOLD = 'recovery'
+MARKED = (
+    'SELECT number, root FROM snapshot WHERE damaged_ns IS NOT NULL AND root IS NOT NULL '
+    'UNION ALL SELECT number, root FROM volume WHERE damaged_ns IS NOT NULL AND root IS NOT NULL'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,8 @@ class Recovering:
     def _whole_again(self, view: int) -> None:
         """A volume or snapshot has lost nothing any more: take its mark away."""
         with self._engine.store.catalog.transaction() as db:
-            for table in ('snapshot', 'volume'):
-                db.execute(f'UPDATE {table} SET damaged_ns = NULL WHERE number = ?', (view,))
+            db.execute('UPDATE snapshot SET damaged_ns = NULL WHERE number = ?', (view,))
+            db.execute('UPDATE volume SET damaged_ns = NULL WHERE number = ?', (view,))
         self._engine.note_damage(view, None)
         self._engine.core.forget_damage(view)
 
@@ -138,12 +142,7 @@ class Recovering:
 
         def ask() -> WholeSpec:
             known.update(store.chunks.unreadable)
-            for table in ('snapshot', 'volume'):
-                marked.extend(
-                    store.catalog.query(
-                        f'SELECT number, root FROM {table} WHERE damaged_ns IS NOT NULL AND root IS NOT NULL'
-                    )
-                )
+            marked.extend(store.catalog.query(MARKED))
             return WholeSpec(store.path, store.superblock.uuid, tuple(root for _, root in marked))
 
         found: Whole = await self._collecting.look('survey', ask)

@@ -52,6 +52,7 @@ async def _live(path: Path, world: StepWorld) -> None:
     await engine.snapshot_create('home', 'deleted', 'ann')
     await engine.snapshot_delete('home', 'deleted', 'bob')
     await engine.commit()
+    assert engine.store.mirror.copy(), 'as the daemon does each minute'
     for number in range(3):
         await write_file(engine, f'late {number}', content(f'late {number}', 700), 'work')
         await engine.sync()

@@ -196,10 +196,26 @@ EXPECTED = {
     'audit-flip': Seen({'audit-broken': 1}, SAME, None, 0),
     'audit-line-gone': Seen({'audit-broken': 1}, SAME, None, 0),
     'audit-cut': Seen({'audit-broken': 1}, SAME, None, 0),
+    'mirror-flip': Seen({'mirror-bad': 1}, {}, None, 0),
+    'mirror-cut': Seen({}, SAME, None, 0),
+    'mirror-gone': Seen({}, SAME, None, 0),
+    'mirror-gone-top-flip': Seen(
+        {'record-payload': 1}, SAME, ('home@monday', '/ (the whole tree)', None, None), 1
+    ),
     'audit-gone': Seen({'audit-broken': 1}, SAME, None, 0),
     'catalog-stale': Seen({'view-unaccounted': 1}, SAME, None, 0),
 }
-HARMLESS = {'lock-garbage', 'stray-file', 'stray-pack', 'record-doubled', 'journal-last', 'incident-open'}
+HARMLESS = {
+    'mirror-flip',
+    'mirror-cut',
+    'mirror-gone',
+    'lock-garbage',
+    'stray-file',
+    'stray-pack',
+    'record-doubled',
+    'journal-last',
+    'incident-open',
+}
 
 
 @pytest.fixture(scope='module')

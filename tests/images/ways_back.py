@@ -35,7 +35,7 @@ from tests.support.fsck import report_of
 from tools.breakit import KINDS, break_it
 
 GROUPS = {
-    'superblock, strays': 'superblock- lock- stray- hold-of damage-row incident-',
+    'superblock, second copies, strays': 'superblock- mirror- lock- stray- hold-of damage-row incident-',
     'packs and records': 'pack- payload- header- record data-pack meta-pack leaf- branch- top-flip open-pack',
     'the index': 'index-',
     'trees that cannot be, with hashes that are right': (

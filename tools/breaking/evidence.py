@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from snapfs.errors import Invalid
+from snapfs.format.packs import PACK_HEADER_BYTES
+from snapfs.format.records import HEADER_BYTES
 from tools.breaking.edit import Patient
-from tools.breaking.kinds import extents, kind, victim
+from tools.breaking.kinds import KINDS, extents, kind, victim
 
 BLOCK = 4096
 
@@ -230,3 +234,34 @@ def _(p: Patient) -> None:
 @kind('catalog-stale', 'the catalog is that of an earlier day: the audit log goes on')
 def _(p: Patient) -> None:
     p.sql('DELETE FROM snapshot WHERE number = (SELECT max(number) FROM snapshot)')
+
+
+# --- second copies ---------------------------------------------------------------------------------------
+def _copies(p: Patient) -> list[Path]:
+    found = sorted((p.path / 'mirror').glob('??/' + '?' * 32))
+    if not found:
+        raise Invalid('the store has no second copies of nodes yet')
+    return found
+
+
+@kind('mirror-flip', 'one bit in the second copy of a node')
+def _(p: Patient) -> None:
+    p.flip(_copies(p)[0], PACK_HEADER_BYTES + HEADER_BYTES + 20, 3)
+
+
+@kind('mirror-cut', 'a second copy has lost its end (harmless)')
+def _(p: Patient) -> None:
+    p.cut(_copies(p)[0], PACK_HEADER_BYTES + HEADER_BYTES + 20)
+
+
+@kind('mirror-gone', 'the second copies of nodes are gone (harmless)')
+def _(p: Patient) -> None:
+    for path in _copies(p):
+        p.gone(path)
+
+
+@kind('mirror-gone-top-flip', 'one bit in the top node of a tree that has no second copy')
+def _(p: Patient) -> None:
+    for path in _copies(p):
+        p.gone(path)
+    KINDS['top-flip'].make(p)

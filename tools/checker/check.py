@@ -31,6 +31,7 @@ from tools.checker.catalog import Catalog, Root, asked_ids
 from tools.checker.evidence import Evidence
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
+from tools.checker.mirror import check_mirror
 from tools.checker.naming import Namer
 from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
@@ -127,6 +128,7 @@ class _Check:
         if not self.options.names:
             if self.options.full:
                 self._trees()
+                check_mirror(self.store, self.catalog.packs.values(), self.report)
             evidence.check()
         self.report.facts['epoch'] = self.catalog.settings.get('epoch')
 

@@ -66,6 +66,9 @@ CODES = {
     'record-unindexed': Code(NOTE, 'a crash left a record that nobody knows; it only takes room', _COLLECT),
     'index-record': Code(DAMAGE, 'the index names a place where this chunk is not', _RECOVER),
     'index-double': Code(DAMAGE, 'two chunks claim the same place', _BUG),
+    'mirror-bad': Code(
+        WARNING, 'the second copy of a node would not help', 'Remove it: it is made again within a minute.'
+    ),
     # --- trees
     'chunk-missing': Code(DAMAGE, 'a part of a file, or of a tree, is nowhere', _RECOVER),
     'chunk-unindexed': Code(DAMAGE, 'the index has lost a chunk that is still in a pack', _RECOVER),
