@@ -84,6 +84,7 @@ def rows_of(path: Path) -> list[tuple[Any, ...]]:
 def test_the_sibling_is_whole_and_the_original_is_as_it_was(whole, tmp_path, name):
     path = tmp_path / 'store'
     shutil.copytree(whole, path)
+    shutil.rmtree(path / 'mirror')  # it has all nodes: see the next test
     break_it(path, name, seed=1)
     before = rows_of(path)
 
@@ -114,6 +115,21 @@ def test_the_sibling_is_whole_and_the_original_is_as_it_was(whole, tmp_path, nam
     named = [one for one in found.findings for file in one.files if file[0] == 'home@monday-recovered']
     assert not named, 'the sibling has lost nothing'
     assert not found.unchecked
+
+
+@pytest.mark.parametrize('name', ['leaf-flip', 'branch-flip', 'top-flip', 'meta-pack-gone'])
+def test_lost_nodes_come_back_from_their_second_copies(whole, tmp_path, name):
+    path = whole_copy(whole, tmp_path)
+    wanted = promised(whole_copy(whole, tmp_path / 'other'))
+    break_it(path, name, seed=1)
+    assert promised(path) == wanted, 'readers need not wait for a recovery'
+    told = on(path, lambda collecting: Recovering(collecting).run(wish()))
+    assert told['sibling'] is None and {one['kind'] for one in told['lost']} == {'node'}
+    shutil.rmtree(path / 'mirror')
+    assert promised(path) == wanted, 'the packs have them again'
+    with small():
+        found = [file[0] for one in report_of(path).findings for file in one.files]
+    assert 'home@monday' not in found
 
 
 def test_a_donor_heals_everybody_who_shares_it(whole, tmp_path):
