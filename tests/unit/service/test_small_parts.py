@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,14 @@ import pytest
 
 from snapfs.cli import rebuild as command
 from snapfs.errors import Corrupt, Held, Invalid
+from snapfs.format.journal import (
+    JOURNAL_HEADER_BYTES,
+    JournalHeader,
+    VolumeDelta,
+    encode_journal_header,
+    encode_record_frames,
+    find_frames,
+)
 from snapfs.format.superblock import decode_superblock, encode_superblock
 from snapfs.rescue import small_parts
 from snapfs.service.collecting import Collecting
@@ -199,6 +208,25 @@ def test_a_damaged_journal_is_given_up_behind_the_damage_and_only_when_asked(sto
     assert {name: tree for name, tree in now.items() if '@' in name} == {
         name: tree for name, tree in wanted.items() if '@' in name
     }
+
+
+def test_behind_a_gap_nothing_is_kept():
+    """Records 1, 2 and 5 in one file, 4 in the other: 3 is missing, so 2 is the last."""
+    uuid = b'u' * 16
+
+    def file(number: int, *sequences: int) -> bytearray:
+        frames = [encode_record_frames(one, [], [VolumeDelta(1, 100 + one)], uuid) for one in sequences]
+        block = encode_journal_header(JournalHeader(uuid, number, 1))
+        return bytearray(b''.join([block, *itertools.chain.from_iterable(frames), bytes(5000)]))
+
+    files = [file(0, 1, 2, 5), file(1, 4)]
+    assert small_parts._prefix_end(files, uuid, 0) == 2
+    assert small_parts._prefix_end(files, uuid, 3) == 5
+    small_parts._end_after(files[0], uuid, 0, 2)
+    assert [place.sequence for _, _, place in find_frames(bytes(files[0]), uuid, JOURNAL_HEADER_BYTES)] == [
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize('step', [1, 2])

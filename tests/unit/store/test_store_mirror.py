@@ -153,6 +153,35 @@ def test_a_copy_goes_only_when_neither_catalog_nor_disk_has_its_pack(store):
     assert copies(store) == {}
 
 
+def test_the_copy_of_a_pack_that_was_lost_stays(store):
+    ids = put(store, NODES)
+    store.mirror.copy()
+    (name,) = packs(store)
+    pack_path(store.path / 'packs', RecordKind.NODE, bytes.fromhex(name)).unlink()
+    forget(store)
+    assert store.mirror.copy() == 0
+    assert set(copies(store)) == {name}
+    assert store.chunks.get_many(ids) == NODES
+
+
+def test_another_record_in_the_place_of_a_node_is_not_taken_for_it(store):
+    ids = put(store, [NODES[0], NODES[1]])
+    store.mirror.copy()
+    places = store.catalog.locate(ids)
+    (name,) = packs(store)
+    path = mirror_path(store.path, bytes.fromhex(name))
+    data = bytearray(path.read_bytes())
+    first, second = (places[id] for id in ids)
+    assert first.stored_length == second.stored_length
+    length = HEADER_BYTES + first.stored_length
+    data[first.offset : first.offset + length] = data[second.offset : second.offset + length]
+    path.write_bytes(data)
+    damage(store, ids[0])
+    forget(store)
+    with pytest.raises(Corrupt):
+        store.chunks.get(ids[0])
+
+
 def test_on_a_disk_that_is_nearly_full_nothing_is_copied(store, monkeypatch):
     put(store, NODES)
     monkeypatch.setattr(limits, 'FREE_BYTES_MIN', 1 << 60)
