@@ -1,12 +1,8 @@
-"""L6 collecting: drives the collector of an open store: when, in which process, and what to tell. Event
-loop only.
+"""L6 collecting: drives the collector of an open store: when, where, and what to tell. Event loop only.
 
 One batch moves at a time, under `_lock`. The recounts and the proof run in worker processes; rows move in
-threads, slice by slice, with a pause as long as the slice after each, so that the users of the mount do
-not feel it. An undelete never waits for a move to end: it ends it.
-
-A move that ends half way, for whatever reason, leaves a batch that goes back: the requests stay, and a
-later move begins from a new horizon. Only what is confirmed goes on."""
+threads, slice by slice, with a pause as long as the slice after each, for the mount's users. An undelete
+ends a move. One that ends half way leaves a batch that goes back. Only what is confirmed goes on."""
 
 from __future__ import annotations
 
@@ -26,6 +22,7 @@ from snapfs.collect.plan import Plan
 from snapfs.collect.recount_values import Recount, RecountSpec
 from snapfs.collect.states import FREED, QUARANTINED, RESTING, BatchRow, batch, batches
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
+from snapfs.service.logged import logged
 from snapfs.service.moves import Move, Waiting
 from snapfs.store.horizon import PutRecord
 from snapfs.store.lock import without_verifiers
@@ -131,7 +128,10 @@ class Collecting:
             self.last['error'] = str(error)
         except Exception as error:
             log.exception('bug: the collector failed')
-            await self.halt(Alarm(f'a bug in the collector: {error!r}', {'bug.json': {'error': repr(error)}}))
+            with logged('not all that is condemned came back; the collector stands still all the same'):
+                await self.halt(
+                    Alarm(f'a bug in the collector: {error!r}', {'bug.json': {'error': repr(error)}})
+                )
 
     # --- collecting --------------------------------------------------------------------------------------
     async def collect(self, *, fresh: bool = True) -> dict[str, Any]:

@@ -224,3 +224,29 @@ async def test_a_recount_that_sees_a_live_chunk_in_quarantine_is_an_alarm(collec
         await collecting.collect()
     assert 'QUARANTINED' not in states(collecting)
     assert collecting.collector.incidents.latched() is not None
+
+
+async def test_a_bug_in_bringing_back_ends_no_daemon(
+    collecting: Collecting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The latch falls first; what cannot be brought back (here a row of quarantine that has lost its id) is
+    logged, and readers go on (P7)."""
+    was = await past(collecting)
+    engine = collecting.engine
+    await collecting.collect()
+    assert 'QUARANTINED' in states(collecting)
+    with engine.store.catalog.transaction() as db:
+        db.execute("UPDATE quarantine SET id = x'' WHERE id = (SELECT min(id) FROM quarantine)")
+
+    async def fail() -> None:
+        raise AssertionError('a bug')
+
+    await collecting._guarded(fail)
+    assert collecting.collector.incidents.latched() is not None
+    assert 'the collector stands still all the same' in caplog.text
+    head = engine.head('home')
+    assert head is not None
+    now = await read_tree(head)
+    assert {name: now[name] for name in (b'old8', b'old9')} == {
+        name: was[name] for name in (b'old8', b'old9')
+    }
