@@ -23,7 +23,14 @@ def log_to_stderr() -> None:
 def log_to_file(path: Path) -> None:
     """Append to `path`; at limits.LOG_BYTES_MAX it becomes PATH.1 and a new one begins."""
     try:
-        handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.LOG_BYTES_MAX, backupCount=1)
+        # Names need not be UTF-8, nor the locale of whoever mounts: no line may be lost for that.
+        handler = logging.handlers.RotatingFileHandler(
+            path,
+            maxBytes=limits.LOG_BYTES_MAX,
+            backupCount=1,
+            encoding='utf-8',
+            errors='backslashreplace',
+        )
         # Kept open for ever: a crash of the interpreter itself leaves its last words there.
         faulthandler.enable(open(path, 'ab'))  # noqa: SIM115
     except OSError as error:

@@ -94,6 +94,12 @@ def test_the_log_is_bounded(tmp_path, quiet_logging, monkeypatch):
     assert 'line 199' in path.read_text()
 
 
+def test_a_name_that_is_no_utf8_is_logged_all_the_same(tmp_path, quiet_logging):
+    logs.log_to_file(tmp_path / 'log')
+    logging.getLogger('snapfs').error('damaged: %s', os.fsdecode(b'caf\xe9'))
+    assert 'damaged: caf\\udce9' in (tmp_path / 'log').read_text()
+
+
 def test_a_log_that_cannot_be_written_is_an_error(tmp_path, quiet_logging):
     with pytest.raises(Unavailable, match='cannot be written'):
         logs.log_to_file(tmp_path / 'none' / 'log')
