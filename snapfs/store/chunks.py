@@ -133,6 +133,7 @@ class ChunkStore:
             missing: list[tuple[bytes, Buffer]] = [one for one in chunks.items() if one[0] not in waiting]
             if missing:
                 self._write(kind, missing)
+            self.mirrored.difference_update(chunks)
 
     def start_recording(self) -> PutRecord:
         """Note every put from now on in a new record, until `stop_recording`. For the horizon of a

@@ -288,6 +288,9 @@ class Engine(Administration):
             return f'failing: {self.core.budget.failed}'
         if self.core.damaged:
             return f'damaged: {len(self.core.damaged)} reads found bytes that are missing or wrong'
+        if self.store.chunks.mirrored:
+            count = len(self.store.chunks.mirrored)
+            return f'damaged: {count} nodes were read from their second copies; snapfs recover puts them back'
         for incident in self.store.catalog.incidents('collector'):
             return f'the collector is stopped: incident {incident.number}: {incident.reason}'
         standstill = None if self.standstill is None else self.standstill()

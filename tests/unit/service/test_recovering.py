@@ -123,7 +123,17 @@ def test_lost_nodes_come_back_from_their_second_copies(whole, tmp_path, name):
     wanted = promised(whole_copy(whole, tmp_path / 'other'))
     break_it(path, name, seed=1)
     assert promised(path) == wanted, 'readers need not wait for a recovery'
-    told = on(path, lambda collecting: Recovering(collecting).run(wish()))
+
+    async def work(collecting: Collecting) -> Any:
+        engine = collecting.engine
+        await freeze_view(engine.snapshot_view(engine.snapshot_find('home', 'monday').number))
+        assert 'second copies' in engine.health()
+        told = await Recovering(collecting).run(wish())
+        await freeze_view(engine.snapshot_view(engine.snapshot_find('home', 'monday').number))
+        assert name == 'meta-pack-gone' or engine.health() == 'ok'
+        return told
+
+    told = on(path, work)
     assert told['sibling'] is None and {one['kind'] for one in told['lost']} == {'node'}
     shutil.rmtree(path / 'mirror')
     assert promised(path) == wanted, 'the packs have them again'
