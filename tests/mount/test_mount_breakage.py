@@ -4,8 +4,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.support.mounted import PROGRAM_SECONDS, SNAPFS, Mount, run
 
 
@@ -25,16 +23,30 @@ def test_of_mounts_that_start_at_once_one_wins_and_the_rest_are_refused_at_once(
             assert racer.returncode == 0 or ('mounted' in line and line.count('\n') == 1), line
 
 
-@pytest.mark.parametrize('name', ['catalog.sqlite', 'audit.log'])
-def test_a_store_without_one_of_its_files_is_damaged_not_busy(
-    place: Path, new_mount: Callable[..., Mount], name: str
+def test_a_store_without_its_catalog_is_damaged_not_busy(
+    place: Path, new_mount: Callable[..., Mount]
 ) -> None:
     mount = new_mount(place)
     mount.expected.append('is missing')
-    (mount.store / name).rename(place / 'elsewhere')
+    (mount.store / 'catalog.sqlite').rename(place / 'elsewhere')
     said = run(SNAPFS, 'mount', mount.store, mount.path, fails=True)
-    assert said.startswith(f'snapfs: {mount.store / name} is missing.'), said
+    assert said.startswith(f'snapfs: {mount.store / "catalog.sqlite"} is missing.'), said
     assert said.count('\n') == 1, said
-    assert not (mount.store / name).exists(), 'P10: what is missing must not be made anew, empty'
-    (place / 'elsewhere').rename(mount.store / name)
+    assert not (mount.store / 'catalog.sqlite').exists(), 'P10: what is missing must not be made anew, empty'
+    (place / 'elsewhere').rename(mount.store / 'catalog.sqlite')
     mount.start()
+
+
+def test_a_store_without_its_audit_log_is_read_and_written_and_deletes_nothing(
+    place: Path, new_mount: Callable[..., Mount]
+) -> None:
+    """P7. The new log is no empty one (P10): it goes on behind the last line that the catalog knows."""
+    mount = new_mount(place)
+    mount.expected += ['the audit log is gone', 'the collector stops']
+    (mount.store / 'audit.log').unlink()
+    mount.start()
+    (mount.path / 'home').mkdir(exist_ok=True)
+    (mount.path / 'home' / 'file').write_text('written')
+    health = (mount.path / '.snapfs' / 'health').read_text()
+    assert 'the collector is stopped' in health and 'the audit log is gone' in health
+    assert b'audit-broken' in (mount.store / 'audit.log').read_bytes()
