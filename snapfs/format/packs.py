@@ -149,10 +149,11 @@ def _decode_trailer(trailer: Buffer, file_bytes: int) -> tuple[int, int, bytes, 
     return index_offset, records, name, index_crc
 
 
-def decode_footer(footer: Buffer, file_bytes: int, name: bytes) -> list[PackEntry]:
-    """Return the entries of pack `name`, from all bytes after `footer_offset`. Raises Corrupt."""
+def footer_index(footer: Buffer, file_bytes: int, name: bytes) -> memoryview:
+    """Return the entries of pack `name` as they stand, ENTRY_BYTES each, from all bytes after
+    `footer_offset`: whole and of this pack, what they say not looked at. Raises Corrupt."""
     footer = memoryview(footer)
-    index_offset, records, found_name, index_crc = _decode_trailer(footer[-TRAILER_BYTES:], file_bytes)
+    _, records, found_name, index_crc = _decode_trailer(footer[-TRAILER_BYTES:], file_bytes)
     index = footer[:-TRAILER_BYTES]
     if len(index) != records * ENTRY_BYTES:
         raise errors.Corrupt(f'pack: an index of {len(index)} bytes for {records} records')
@@ -160,6 +161,13 @@ def decode_footer(footer: Buffer, file_bytes: int, name: bytes) -> list[PackEntr
         raise errors.Corrupt(f'pack {name.hex()}: the footer is that of pack {found_name.hex()}')
     if crc32c(index) != index_crc:
         raise errors.Corrupt('pack: wrong CRC of the index')
+    return index
+
+
+def decode_footer(footer: Buffer, file_bytes: int, name: bytes) -> list[PackEntry]:
+    """Return the entries of pack `name`, from all bytes after `footer_offset`. Raises Corrupt."""
+    index = footer_index(footer, file_bytes, name)
+    index_offset = file_bytes - len(memoryview(footer))
     entries = [PackEntry(*fields) for fields in _ENTRY.iter_unpack(index)]
     end = PACK_HEADER_BYTES
     for _, offset, stored, plain, codec in entries:

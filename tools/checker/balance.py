@@ -7,6 +7,7 @@ name."""
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ from tools.checker.spill import RECORDS, part_of, range_of, read_part, text_of, 
 from tools.checker.store import Store, query
 
 PACK_SHIFT = np.uint64(32)
-_ROWS = 'SELECT id, pack, offset, stored, plain, codec, kind FROM {table} '
+# Numbers of one row in as few as may be: each costs an object. Impossible ones are gone from the copy by now.
+_ROWS = 'SELECT id, pack << 32 | offset, stored << 32 | plain, codec << 8 | kind FROM {table} '
 _ROWS += 'WHERE id >= ? AND id < ? AND length(id) = 32 ORDER BY id'
 
 
@@ -79,12 +81,23 @@ class Table:
     """Rows of the index or of quarantine in one part, ascending by id."""
 
     def __init__(self, db: sqlite3.Connection, name: str, low: bytes, high: bytes) -> None:
-        rows = query(db, _ROWS.format(table=name), (low, high))
-        self.a, self.b = words(b''.join([row[0] for row in rows])) if rows else words(b'')
-        numbers: NDArray[np.int64] = np.array([row[1:] for row in rows], dtype=np.int64).reshape(-1, 6)
-        self.pack, self.offset, self.stored = numbers[:, 0], numbers[:, 1], numbers[:, 2]
-        self.plain, self.codec, self.kind = numbers[:, 3], numbers[:, 4], numbers[:, 5]
-        self.place = self.pack.astype(np.uint64) << PACK_SHIFT | self.offset.astype(np.uint64)
+        collecting = gc.isenabled()
+        gc.disable()  # a million little tuples, and no cycle among them
+        try:
+            rows = query(db, _ROWS.format(table=name), (low, high))
+            ids, *columns = zip(*rows, strict=True) if rows else [()] * 4
+            count = len(rows)
+            del rows
+            self.a, self.b = words(b''.join(ids))
+            place, lengths, what = [np.fromiter(one, dtype=np.int64, count=count) for one in columns]
+        finally:
+            if collecting:
+                gc.enable()
+        low32 = np.int64((1 << 32) - 1)
+        self.pack, self.offset = place >> 32, place & low32
+        self.stored, self.plain = lengths >> 32, lengths & low32
+        self.codec, self.kind = what >> 8, what & np.int64(255)
+        self.place = place.astype(np.uint64)
 
     def __len__(self) -> int:
         return len(self.a)
