@@ -32,7 +32,7 @@ from tools.checker.evidence import Evidence
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
 from tools.checker.mirror import check_mirror
-from tools.checker.naming import Namer
+from tools.checker.naming import LEAVES_AT_ONCE, Namer
 from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
 from tools.checker.spill import ASKED as ASKED_ROWS
@@ -210,12 +210,17 @@ class _Check:
         with multiprocessing.get_context('fork').Pool(jobs, _begin_work) as pool:
             yield from pool.imap_unordered(work, tasks, chunksize=1)
 
+    def _spread_leaves(self, look: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+        self._look = look
+        return self._spread(_name_work, tasks, len(tasks) * LEAVES_AT_ONCE * limits.NODE_BYTES_TARGET)
+
     def _shared(self) -> dict[str, Any]:
         return {
             'store': self.store,
             'parts': self.parts,
             'world': getattr(self, 'world', None),
             'own': os.getpid(),
+            'look': getattr(self, '_look', None),
         }
 
     # --- roots and the graph -----------------------------------------------------------------------------
@@ -290,7 +295,7 @@ class _Check:
             # In a store that is in use they are new records; the journal names those that a power cut left.
             if one.tail and one.number not in named and not (self.options.names or self.store.in_use()):
                 self.report.add('pack-tail', places[one.number], f'{one.tail} bytes behind its last record')
-        telling.tell(Namer(self.graph, self.standing, self._leaf), self.catalog.roots)
+        telling.tell(Namer(self.graph, self.standing, self._leaf, self._spread_leaves), self.catalog.roots)
         self._unneeded(telling, places)
         blind = any(places[number].startswith(META_PLACE) for number in self.world.unseen)
         if counts.get('leaked') and not blind:  # who knows what nodes that were not read refer to
@@ -342,7 +347,7 @@ class _Check:
                 raise Corrupt(f'node {text_of(self.graph.nodes[node]["a"])} cannot be read again')
             return found
 
-        namer = Namer(self.graph, self.standing, self._leaf)
+        namer = Namer(self.graph, self.standing, self._leaf, self._spread_leaves)
         posix = Posix(self.graph, self.report, namer, read, self.store.superblock.name_key)
         for done, (root, top) in enumerate(self.standing):
             if root.kind == 'canary':
@@ -377,6 +382,10 @@ def _pack_work(task: Task) -> PackResult:
 
 def _part_work(part: int) -> Any:
     return check_part(_SHARED['world'], part)
+
+
+def _name_work(nodes: Any) -> Any:
+    return _SHARED['look'](nodes)
 
 
 def _finish_spill() -> None:

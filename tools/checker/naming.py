@@ -10,6 +10,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from tools.checker.spill import words
 Read = Callable[[int], Leaf | None]
 File = tuple[str, str, int | None, int | None]
 Wanted = dict[tuple[int, int], list[int]]  # chunks, by `words_of` of their ids, and the findings about each
+Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+LEAVES_AT_ONCE = 256
+NAMES_MAX = 150_000  # that are kept, so that they need not be read again
 FILES_MAX = 150_000  # named in all; what is beyond is counted
 PATHS_BYTES_MAX = 48 * limits.MIB  # of all paths together
 
@@ -76,10 +80,15 @@ def _order(file: File) -> tuple[str, str, int, int]:
 class Namer:
     """Names what is below nodes; a file with several names by one of them. Keeps nothing of leaves."""
 
-    def __init__(self, graph: Graph, roots: Sequence[tuple[Root, int]], read: Read) -> None:
+    def __init__(
+        self, graph: Graph, roots: Sequence[tuple[Root, int]], read: Read, spread: Spread = map
+    ) -> None:
+        """`spread` does work on many things, as map does, in any order."""
         self._graph = graph
         self._roots = roots
         self._read = read
+        self._spread = spread
+        self._wanted: set[int] = set()
 
     def _hits(self, node: int, wanted: Wanted) -> Iterator[tuple[int, Hit]]:
         """Yield what a node loses with chunks, and the findings about these."""
@@ -172,12 +181,26 @@ class Namer:
         wanted = np.zeros(len(self._graph.nodes), dtype=bool)
         for top in tops:
             wanted[self._below(top)[0]] = True
+        nodes = np.flatnonzero(wanted).tolist()
+        some = [nodes[start : start + LEAVES_AT_ONCE] for start in range(0, len(nodes), LEAVES_AT_ONCE)]
+        taken: dict[int, Entries] = {}
+        self._wanted = inos
+        # Ascending, whoever was first: of several names of a file the same one is told each time.
+        for first, part in self._spread(self.look, some):
+            taken[first] = part
         entries = Entries(self._read, len(wanted))
-        for node in np.flatnonzero(wanted).tolist():
+        for first in sorted(taken):
+            entries.join(taken.pop(first))
+        return entries
+
+    def look(self, nodes: list[int]) -> tuple[int, Entries]:
+        """Take the wanted entries of some leaves; return them with the first leaf. For worker processes."""
+        entries = Entries(None, len(self._graph.nodes))
+        for node in nodes:
             leaf = self._read(node)
             if leaf is not None:
-                entries.take(node, leaf, inos)
-        return entries
+                entries.take(node, leaf, self._wanted)
+        return nodes[0], entries
 
 
 def _named_in(leaf: Leaf) -> Iterator[tuple[int, int, int, bytes]]:
@@ -192,7 +215,7 @@ def _named_in(leaf: Leaf) -> Iterator[tuple[int, int, int, bytes]]:
 class Entries:
     """Entries of many leaves, as numbers; a name is read again when it is wanted."""
 
-    def __init__(self, read: Read, nodes: int) -> None:
+    def __init__(self, read: Read | None, nodes: int) -> None:
         self._read = read
         self._nodes = nodes
         self._child, self._at, self._leaf = array('Q'), array('Q'), array('I')
@@ -200,11 +223,21 @@ class Entries:
 
     def take(self, node: int, leaf: Leaf, inos: set[int]) -> None:
         """Take the entries of a leaf that lead to directories or to these inodes. Leaves come ascending."""
-        for child, at, child_type, _ in _named_in(leaf):
+        for child, at, child_type, name in _named_in(leaf):
             if 0 < child <= limits.INO_MAX and (child_type == DIRECTORY or child in inos):
                 self._child.append(child)
                 self._at.append(at)
                 self._leaf.append(node)
+                if child in inos and len(self._names) < NAMES_MAX:
+                    self._names.setdefault((node, child), name)
+
+    def join(self, other: Entries) -> None:
+        """Take what another has taken, of leaves behind these."""
+        self._child += other._child
+        self._at += other._at
+        self._leaf += other._leaf
+        if len(self._names) < NAMES_MAX:
+            self._names |= other._names
 
     def up(self, leaves: Indexes, inos: set[int]) -> Up:
         """Return what leads from these inodes up to the top of the tree that has these leaves."""
@@ -236,7 +269,7 @@ class Entries:
             if (node, ino) not in self._names:
                 missing.setdefault(node, set()).add(ino)
         for node, inos in missing.items():
-            leaf = self._read(node)
+            leaf = self._read(node) if self._read is not None else None
             for child, _, _, name in _named_in(leaf) if leaf is not None else ():
                 if child in inos:
                     self._names.setdefault((node, child), name)
