@@ -5,7 +5,8 @@
 Places are drawn by structure, then file, then byte, so that small structures are hit as often as large ones.
 What fsck does not find is one of these:
 
-    harmless     every row of the catalog, and every record that the journal would replay, is as it was
+    harmless     every row of the catalog, every record that the journal would replay, and the bytes of every
+                 chunk are as they were
     torn         the last record of the journal: a power cut that tore it before fsync returned looks the same
     unprotected  a value in a row of the catalog that nothing else tells: a time, who, why. SQLite has no
                  checksums
@@ -27,6 +28,8 @@ from typing import Any
 
 from snapfs.errors import Corrupt
 from snapfs.format.journal import JOURNAL_HEADER_BYTES, decode_journal_header, decode_records
+from snapfs.format.packs import PACK_HEADER_BYTES
+from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from tests.images.image import make
 from tests.mutants.setting import small
 from tests.support.fsck import report_of
@@ -106,7 +109,10 @@ class Flips:
                 file.seek(at)
                 file.write(bytes([data[at] ^ (1 << bit)]))
             try:
-                yield structure, self.outcome(structure), place
+                outcome = self.outcome(structure)
+                if outcome == MISSED and _same_records(path, data):
+                    outcome = HARMLESS
+                yield structure, outcome, place
             finally:
                 with path.open('r+b') as file:
                     file.seek(at)
@@ -124,6 +130,25 @@ class Flips:
             now = replayed(self.store)
             return HARMLESS if now == self.replayed else TORN if _torn(now, self.replayed) else MISSED
         return MISSED
+
+
+def _same_records(path: Path, before: bytes) -> bool:
+    """Whether all records of a pack still give the same bytes: a compressed frame has a few bits, at the end
+    of a bit stream, that no decoder reads. What stands outside of payloads is as it was."""
+    now, at = path.read_bytes(), PACK_HEADER_BYTES
+    if 'packs' not in path.parts and 'mirror' not in path.parts:
+        return False
+    try:
+        while before[at : at + 4] == b'SfR1':
+            start = at + HEADER_BYTES
+            header = decode_header(before[at:start])
+            at = start + header.stored_length
+            if before[start:at] != now[start:at]:
+                same = decode_payload(header, now[start:at]) == decode_payload(header, before[start:at])
+                return same and before[:start] == now[:start] and before[at:] == now[at:]
+    except Corrupt:
+        pass
+    return False
 
 
 def _torn(now: Any, before: Any) -> bool:
