@@ -92,7 +92,7 @@ def _small(disk: Any, store: Path, found: Any, install: bool, give_up: bool) -> 
     from snapfs.rescue import rebuild_install, small_parts
 
     uuid, position = found.block.uuid, small_parts.position_of(store)
-    problem = small_parts.journal_problem(disk, store, uuid, position)
+    problem = small_parts.journal_problem(disk, store / 'journal', uuid, position)
     if not problem and not found.problem:
         rebuild_install.refuse_whole(store)
     if problem and not (give_up or position.clean):

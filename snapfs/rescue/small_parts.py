@@ -100,7 +100,8 @@ def restore_superblock(disk: Disk, store: Path) -> list[str]:
     kept = []
     if disk.exists(store / SUPERBLOCK):
         kept.append(free_name(disk, store, 'superblock.lost-', ['']))
-        disk.write_file(store / kept[0], disk.read_file(store / SUPERBLOCK, 1 << 20))
+        disk.rename(store / SUPERBLOCK, store / kept[0])
+        disk.sync_directory(store)
     disk.write_file(store / SUPERBLOCK, copy)
     return kept
 
@@ -131,10 +132,10 @@ def position_of(store: Path) -> Position:
             raise Corrupt(f'catalog: {error}') from error
 
 
-def journal_problem(disk: Disk, store: Path, uuid: bytes, position: Position) -> str:
-    """Say why the store cannot be opened because of its journal; nothing when it can."""
+def journal_problem(disk: Disk, directory: Path, uuid: bytes, position: Position) -> str:
+    """Say why a store cannot be opened with this journal; nothing when it can."""
     try:
-        Journal.open(disk, store / 'journal', uuid, position.committed, position.clean).close()
+        Journal.open(disk, directory, uuid, position.committed, position.clean).close()
     except SnapfsError as error:
         return str(error)
     except OSError as error:
@@ -154,7 +155,8 @@ def mend_journal(disk: Disk, store: Path, uuid: bytes, position: Position) -> Me
     """Put a journal in place that ends before the damage. A power cut in between leaves a store that says
     what is missing; the same call goes on from there. Corrupt when what was made cannot be opened."""
     old, new = store / 'journal', store / NEW_JOURNAL
-    if disk.exists(old) or not disk.exists(new) or journal_problem_at(disk, new, uuid, position):
+    unclean = Position(position.committed, False)  # then all of it is read
+    if disk.exists(old) or not disk.exists(new) or journal_problem(disk, new, uuid, unclean):
         if disk.exists(new):
             shutil.rmtree(new)
         files = [bytearray(_whole(disk, old / str(number))) for number in FILES]
@@ -162,7 +164,7 @@ def mend_journal(disk: Disk, store: Path, uuid: bytes, position: Position) -> Me
         for number, data in zip(FILES, files, strict=True):
             _end_after(data, uuid, number, last)
         _write(disk, new, files)
-    problem = journal_problem_at(disk, new, uuid, position)
+    problem = journal_problem(disk, new, uuid, unclean)
     if problem:
         raise Corrupt(f'{new} was made, and cannot be opened: {problem}')
     records = _records_in(disk, new, uuid, position.committed)
@@ -174,15 +176,6 @@ def mend_journal(disk: Disk, store: Path, uuid: bytes, position: Position) -> Me
     disk.rename(new, old)
     disk.sync_directory(store)
     return Mended(records, kept)
-
-
-def journal_problem_at(disk: Disk, directory: Path, uuid: bytes, position: Position) -> str:
-    """As `journal_problem`, for a journal that lies elsewhere; as after an unclean stop."""
-    try:
-        Journal.open(disk, directory, uuid, position.committed, False).close()
-    except (SnapfsError, OSError) as error:
-        return str(error)
-    return ''
 
 
 def _whole(disk: Disk, path: Path) -> bytes:

@@ -9,7 +9,6 @@ so in the snapshot, or in its sibling under whatever name."""
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sys
 import tempfile
@@ -18,20 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import trio
-
 from snapfs import limits
 from snapfs.cli import rebuild as command
 from snapfs.errors import SnapfsError
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
-from snapfs.store.durable import Disk
 from snapfs.volume.engine import Engine
 from snapfs.volume.view import View
 from tests.images.image import make
-from tests.mutants.setting import StepWorld, small
-from tests.support.collecting import job_in_process
+from tests.mutants.setting import small
 from tests.support.fsck import report_of
+from tests.support.lives import on
 from tools.breakit import KINDS, break_it
 
 GROUPS = {
@@ -47,7 +43,6 @@ GROUPS = {
     'journal and audit log': 'journal- audit-',
 }
 Files = dict[tuple[str, str], Any]
-LIVES = itertools.count()
 BYTES_MAX = 4 << 20  # more than any file there has
 
 
@@ -164,24 +159,6 @@ class Setting:
             found.get((root, path)) == value or value in siblings.get(f'{root}-recovered', ())
             for (root, path), value in self.files.items()
         )
-
-
-def on(path: Path, work: Any) -> Any:
-    """Open a store in a world that stands still, do something, close it."""
-
-    async def life() -> Any:
-        world = StepWorld()
-        world._random.seed(f'way back {next(LIVES)}')  # no name of a pack comes twice
-        engine = await Engine.open(path, Disk(), world)
-        collecting = Collecting(engine, world, job_in_process(world))
-        try:
-            return await work(collecting)
-        finally:
-            await collecting.stop()
-            await engine.close()
-
-    with small():
-        return trio.run(life)
 
 
 async def files_of(engine: Engine) -> Files:

@@ -20,8 +20,7 @@ from snapfs.volume.engine import Engine
 from tests.images.image import make
 from tests.mutants.setting import StepWorld, small
 from tests.support.fsck import report_of
-from tests.support.model import freeze_view
-from tests.unit.service.test_recovering import on
+from tests.support.lives import on, trees
 from tools.breakit import break_it
 
 
@@ -44,18 +43,6 @@ def store(whole: Path, tmp_path: Path) -> Path:
     path = tmp_path / 'store'
     shutil.copytree(whole, path)
     return path
-
-
-def trees(path: Path) -> dict[str, Any]:
-    async def look(collecting: Collecting) -> Any:
-        engine, found = collecting.engine, {}
-        for name, head in engine.heads().items():
-            found[name] = await freeze_view(head)
-            for row in engine.snapshot_list(name):
-                found[f'{name}@{row.name}'] = await freeze_view(engine.snapshot_view(row.number))
-        return found
-
-    return on(path, look)
 
 
 def rebuilt(path: Path, *, install: bool = True) -> Any:

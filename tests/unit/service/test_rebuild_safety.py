@@ -26,8 +26,8 @@ from tests.images.image import make
 from tests.mutants.setting import StepWorld, content, small
 from tests.support.collecting import read_tree, write_file
 from tests.support.fsck import report_of
+from tests.support.lives import on
 from tests.unit.service.test_rebuild import lose, rebuilt, trees
-from tests.unit.service.test_recovering import on
 from tools.breakit import break_it
 
 

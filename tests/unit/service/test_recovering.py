@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from snapfs import limits
 from snapfs.errors import Latched, Refused
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
-from snapfs.store.durable import Disk
-from snapfs.volume.engine import Engine
 from tests.images.image import make
-from tests.mutants.setting import StepWorld, content, small
-from tests.support.collecting import job_in_process
+from tests.mutants.setting import content, small
 from tests.support.fsck import report_of
+from tests.support.lives import on
 from tests.support.model import freeze_view
 from tools.breakit import break_it
 
 LOST = ['payload-flip', 'header-flip', 'data-pack-gone', 'pack-cut', 'leaf-flip', 'branch-flip']
 LOST += ['meta-pack-gone', 'child-elsewhere', 'index-no-pack']
-
-LIVES = itertools.count()
 
 
 @pytest.fixture(scope='module')
@@ -45,24 +38,6 @@ def wish(**changes: Any) -> Wish:
         'who': 'ann',
     }  # fmt: skip
     return Wish(**{**values, **changes})
-
-
-def on(path: Path, work: Callable[[Collecting], Any]) -> Any:
-    """Open a store in a world that stands still, do something, close it."""
-
-    async def life() -> Any:
-        world = StepWorld()
-        world._random.seed(f'life {next(LIVES)}')  # no name of a pack comes twice
-        engine = await Engine.open(path, Disk(), world)
-        collecting = Collecting(engine, world, job_in_process(world))
-        try:
-            return await work(collecting)
-        finally:
-            await collecting.stop()
-            await engine.close()
-
-    with small():
-        return trio.run(life)
 
 
 def promised(path: Path) -> dict[str, Any]:

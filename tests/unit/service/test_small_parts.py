@@ -27,8 +27,7 @@ from snapfs.store.store import Store
 from tests.images.image import make
 from tests.mutants.setting import StepWorld, content, small
 from tests.support.fsck import report_of
-from tests.support.model import freeze_view
-from tests.unit.service.test_recovering import on
+from tests.support.lives import on, trees
 from tools.breakit import break_it
 
 JOURNAL = ['journal-gone', 'journal-short', 'journal-block', 'journal-middle', 'journal-zeros']
@@ -52,18 +51,6 @@ def store(whole: Path, tmp_path: Path) -> Path:
 def rebuilt(path: Path, *, install: bool = True, journal: bool = False) -> Any:
     with small():
         return command._rebuild(path, path / 'catalog.new', None, install, False, journal)
-
-
-def trees(path: Path) -> dict[str, Any]:
-    async def look(collecting: Collecting) -> Any:
-        engine, found = collecting.engine, {}
-        for name, head in engine.heads().items():
-            found[name] = await freeze_view(head)
-            for row in engine.snapshot_list(name):
-                found[f'{name}@{row.name}'] = await freeze_view(engine.snapshot_view(row.number))
-        return found
-
-    return on(path, look)
 
 
 def files(path: Path) -> dict[str, bytes]:
