@@ -7,7 +7,6 @@ name."""
 
 from __future__ import annotations
 
-import gc
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.checker.badrows import CODES, BadRows
-from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph, find
+from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph, find, search
 from tools.checker.losses import (
     ANY,
     ASKED_FOR,
@@ -31,13 +30,11 @@ from tools.checker.losses import (
     Marks,
     PartLosses,
 )
-from tools.checker.spill import RECORDS, part_of, range_of, read_part, text_of, words, words_of
+from tools.checker.rows import Columns, Rows, Unusual, can_be, query_columns
+from tools.checker.spill import RECORDS, bytes_of, part_of, range_of, read_part, text_of, words, words_of
 from tools.checker.store import Store, query
 
 PACK_SHIFT = np.uint64(32)
-# Numbers of one row in as few as may be: each costs an object. Impossible ones are gone from the copy by now.
-_ROWS = 'SELECT id, pack << 32 | offset, stored << 32 | plain, codec << 8 | kind FROM {table} '
-_ROWS += 'WHERE id >= ? AND id < ? AND length(id) = 32 ORDER BY id'
 
 
 @dataclass(slots=True)
@@ -46,6 +43,7 @@ class PartResult:
 
     losses: PartLosses = field(default_factory=PartLosses)
     counts: dict[str, int] = field(default_factory=dict)
+    unusual: bool = False  # a row is not as it should be; then nothing else was done
     healed: list[int] = field(default_factory=list)  # first numbers of ids that were lost, and are whole
 
     def add(self, name: str, number: int) -> None:
@@ -55,12 +53,16 @@ class PartResult:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What all parts are held against. `ends`: by pack, where its readable records end; `lost_by`: by pack,
-    the code when it has lost some; `unseen`: packs that nobody let us read; `bad`: by pack, records that
-    cannot be read; `dark`: by pack, (from, to) bytes that the disk does not give; `kinds`: by pack, of its
-    records. `compared`: records were listed. `shown_max`: findings of each code that are kept."""
+    """What all parts are held against. `rows`: tables that can be read by pages; `epoch`: that no row may be
+    beyond, where nobody has looked at the rows yet; `ends`: by pack, where its readable records end;
+    `lost_by`: by pack, the code when it has lost some; `unseen`: packs that nobody let us read; `bad`: by
+    pack, records that cannot be read; `dark`: by pack, (from, to) bytes that the disk does not give; `kinds`:
+    by pack, of its records. `compared`: records were listed. `shown_max`: findings of each code that are
+    kept."""
 
     store: Store
+    rows: Mapping[str, Rows]
+    epoch: int | None
     graph: Graph
     ends: Mapping[int, int]
     lost_by: Mapping[int, str]
@@ -75,32 +77,6 @@ class World:
     parts: int
     wanted: tuple[bytes, ...]  # ids to be named all the same
     shown_max: int
-
-
-class Table:
-    """Rows of the index or of quarantine in one part, ascending by id."""
-
-    def __init__(self, db: sqlite3.Connection, name: str, low: bytes, high: bytes) -> None:
-        collecting = gc.isenabled()
-        gc.disable()  # a million little tuples, and no cycle among them
-        try:
-            rows = query(db, _ROWS.format(table=name), (low, high))
-            ids, *columns = zip(*rows, strict=True) if rows else [()] * 4
-            count = len(rows)
-            del rows
-            self.a, self.b = words(b''.join(ids))
-            place, lengths, what = [np.fromiter(one, dtype=np.int64, count=count) for one in columns]
-        finally:
-            if collecting:
-                gc.enable()
-        low32 = np.int64((1 << 32) - 1)
-        self.pack, self.offset = place >> 32, place & low32
-        self.stored, self.plain = lengths >> 32, lengths & low32
-        self.codec, self.kind = what >> 8, what & np.int64(255)
-        self.place = place.astype(np.uint64)
-
-    def __len__(self) -> int:
-        return len(self.a)
 
 
 def check_part(world: World, part: int) -> PartResult:
@@ -120,21 +96,38 @@ class _Part:
         self.result = PartResult()
         self.tops = world.tops[part_of(world.tops['a'], world.parts) == part]
         low, high = range_of(part, world.parts)
-        self.index = Table(db, 'chunk', low, high)
-        self.quarantine = Table(db, 'quarantine', low, high)
-        self.freed = Table(db, 'freed', low, high)
+        self.index, self.quarantine, self.freed = [
+            self._columns(db, table) for table in ('chunk', 'quarantine', 'freed')
+        ]
         self.damaged = words(b''.join([id for (id,) in query(
             db, 'SELECT id FROM damage WHERE id >= ? AND id < ? ORDER BY id', (low, high)
         )]))  # fmt: skip
         folder = world.store.scratch
         self.refs = read_part(folder, 'refs', part)
-        self.records = read_part(folder, 'records', part)
+        records = read_part(folder, 'records', part)
+        order = np.argsort(records['place'], kind='stable')
+        self.records, self.places = records[order], records['place'][order]
+        self.named = np.zeros(len(records), dtype=bool)  # by a row
         self.asked = read_part(folder, 'asked', part)
         self.node = world.graph.by_owner(self.refs['owner'])
         flags = world.graph.flags
         self.flag = np.where(self.node != NOBODY, flags[self.node] if len(flags) else 0, 0)
 
+    def _columns(self, db: sqlite3.Connection, table: str) -> Columns:
+        rows, epoch = self.world.rows.get(table), self.world.epoch
+        if rows is not None:
+            try:
+                found = rows.read(*bytes_of(self.part, self.world.parts))
+            except Unusual:
+                self.result.unusual |= epoch is not None
+            else:
+                self.result.unusual |= epoch is not None and not can_be(found, epoch)
+                return found
+        return query_columns(db, table, *range_of(self.part, self.world.parts))
+
     def run(self) -> PartResult:
+        if self.result.unusual:
+            return self.result
         index, refs = self.index, self.refs
         at = find(index.a, index.b, refs['a'], refs['b'])
         tops = self.tops
@@ -227,7 +220,7 @@ class _Part:
         result.add('quarantined bytes', int((self.quarantine.stored + 52).sum()))
 
     # --- where chunks are said to be ---------------------------------------------------------------------
-    def _places(self, table: Table, name: str) -> NDArray[np.bool_]:
+    def _places(self, table: Columns, name: str) -> NDArray[np.bool_]:
         """Check the places of rows; return which of them are told as bad."""
         bad = np.zeros(len(table), dtype=bool)
         unseen = np.zeros(len(table), dtype=bool)
@@ -247,7 +240,7 @@ class _Part:
         return bad
 
     def _outside(
-        self, table: Table, name: str, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
+        self, table: Columns, name: str, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
     ) -> None:
         """Mark rows that name a place where no record can be."""
         world = self.world
@@ -264,7 +257,7 @@ class _Part:
         for row in outside.tolist():
             self.marks.add((code, PACK, pack), what, int(table.a[row]), int(table.b[row]))
 
-    def _dark(self, table: Table, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]) -> None:
+    def _dark(self, table: Columns, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]) -> None:
         """Mark rows whose record the disk does not give."""
         for start, stop in self.world.dark.get(pack, ()):
             end = table.offset[rows] + 52 + table.stored[rows]
@@ -274,7 +267,7 @@ class _Part:
                 self.marks.add(('pack-unreadable', PACK, pack), 'the disk does not give its chunks', a, b)
 
     def _unreadable(
-        self, table: Table, found: BadRows, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
+        self, table: Columns, found: BadRows, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
     ) -> None:
         """Mark rows whose record cannot be read."""
         records = found.read()
@@ -289,14 +282,10 @@ class _Part:
             what = partial(found.what, record)
             self.marks.add((code, RECORD, place), what, int(table.a[row]), int(table.b[row]))
 
-    def _match(self, table: Table, name: str, bad: NDArray[np.bool_], unseen: NDArray[np.bool_]) -> None:
+    def _match(self, table: Columns, name: str, bad: NDArray[np.bool_], unseen: NDArray[np.bool_]) -> None:
         """Every row must name a record that is exactly there."""
-        records = self.records[np.argsort(self.records['place'])]
-        if len(records):
-            at = np.minimum(np.searchsorted(records['place'], table.place), len(records) - 1)
-            seen = records[at]
-        else:
-            seen = np.zeros(len(table), dtype=RECORDS)
+        at = self._named(table)
+        seen = self.records[at] if len(self.records) else np.zeros(len(table), dtype=RECORDS)
         what = table.kind.astype(np.uint32) | table.codec.astype(np.uint32) << np.uint32(8)
         good = (seen['place'] == table.place) & (seen['a'] == table.a) & (seen['b'] == table.b)
         good &= (seen['stored'] == table.stored) & (seen['plain'] == table.plain) & (seen['what'] == what)
@@ -306,16 +295,22 @@ class _Part:
             text = f'{name} names offset {table.offset[row]}; there is no such record of chunk {text_of(a)}'
             self.marks.add(('index-record', PACK, int(table.pack[row])), text, a, int(table.b[row]))
 
+    def _named(self, table: Columns) -> NDArray[np.int64]:
+        """Note the records that rows name; return for each row the one that is there, or any other."""
+        place = table.place
+        at = np.minimum(search(self.places, place), max(len(self.places) - 1, 0))
+        if len(self.places):
+            self.named[at[self.places[at] == place]] = True
+        return at
+
     def _records(self) -> None:
         """Records that no row names: copies of what is indexed, freed ones, or what a crash left."""
-        records = self.records
-        named = np.isin(
-            records['place'], np.concatenate([self.index.place, self.quarantine.place, self.freed.place])
-        )
+        self._named(self.freed)
+        records = self.records[~self.named]
         copy = find(self.index.a, self.index.b, records['a'], records['b']) != NOBODY
-        self.result.add('records', len(records))
-        self.result.add('copies', int((copy & ~named).sum()))
-        left = records[~named & ~copy & (records['place'] >> PACK_SHIFT > 0)]
+        self.result.add('records', len(self.records))
+        self.result.add('copies', int(copy.sum()))
+        left = records[~copy & (records['place'] >> PACK_SHIFT > 0)]
         left = (
             left[[place not in self.world.journal for place in left['place'].tolist()]] if len(left) else left
         )

@@ -15,6 +15,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt
 from tools.checker.cells import drop, tell_odd
 from tools.checker.findings import Report
+from tools.checker.rows import Rows, Unusual, can_be, rows_of
 from tools.checker.store import Pack, Store, is_ours, query
 
 APPLICATION_ID = 0x536E6170
@@ -138,6 +139,11 @@ class Root:
     resting: bool
 
 
+class LookCloser(Exception):
+    """Something is not as it should be: a check that takes most for granted is to begin anew, and takes
+    nothing for granted."""
+
+
 class Catalog:
     """The copied catalog. `sound` says whether its tables can be relied on."""
 
@@ -146,14 +152,16 @@ class Catalog:
         self._report = report
         self.sound = False
         self._can_be: set[str] = set()  # tables of chunks whose rows were all seen to name possible places
+        self.rows: dict[str, Rows] = {}  # tables of chunks that are read by pages
         self.settings: dict[str, int] = {}
         self.packs: dict[int, Pack] = {}
         self.roots: list[Root] = []
         self.batches: list[tuple[int, str, bytes, bytes | None, int, int]] = []
         self.audit_head: tuple[int, int, str, int, int, str] | None = None
 
-    def check(self) -> None:
-        """Copy and check the catalog, and read what the other passes need."""
+    def check(self, *, closer: bool) -> None:
+        """Copy and check the catalog, and read what the other passes need. Without `closer` pages and big
+        tables are left to whoever comes later; LookCloser at the first thing that is not as it should be."""
         report = self._report
         try:
             self._store.copy_catalog()
@@ -167,26 +175,53 @@ class Catalog:
             report.add('catalog-unreadable', 'catalog.sqlite', str(error))
             return
         try:
-            db = self._store.connect()
-            try:
-                # SQLite lets other threads run while it works, and this is most of a quick check.
-                with ThreadPoolExecutor(1) as pool:
-                    pages = pool.submit(self._pages)
-                    same = self._schema(db)
-                    can_be = {table for table in BIG if same and self._places_can_be(db, table)}
-                # In tables that are STRICT an integrity check also looks at the type of each value.
-                self._can_be = can_be if pages.result() else set()
-                columns = {name: text for name, text in COLUMNS.items() if name not in self._can_be}
-                odd = tell_odd(db, columns, report) if same else []
-            finally:
-                db.close()
-            if same:
-                self._read(odd)
-                self.sound = True
+            if closer:
+                self._check_all()
+            else:
+                self._check_small()
         except sqlite3.Error as error:
+            if not closer:
+                raise LookCloser from error
             report.add('catalog-corrupt', 'catalog.sqlite', f'SQLite says: {error}')
         except (TypeError, ValueError, OverflowError) as error:
+            if not closer:
+                raise LookCloser from error
             report.add('catalog-corrupt', 'catalog.sqlite', f'a row of wrong types: {error}')
+
+    def _check_all(self) -> None:
+        db = self._store.connect()
+        try:
+            # SQLite lets other threads run while it works, and this takes long.
+            with ThreadPoolExecutor(1) as pool:
+                pages = pool.submit(self._pages)
+                same = self._schema(db)
+                possible = {table for table in BIG if same and self._places_can_be(db, table)}
+            # In tables that are STRICT an integrity check also looks at the type of each value.
+            good = pages.result()
+            self._can_be = possible if good else set()
+            columns = {name: text for name, text in COLUMNS.items() if name not in self._can_be}
+            odd = tell_odd(db, columns, self._report) if same else []
+        finally:
+            db.close()
+        if same:
+            self._read(odd)
+            self.sound = True
+            self.rows = self._by_pages() if good else {}
+
+    def _check_small(self) -> None:
+        columns = {name: text for name, text in COLUMNS.items() if name not in BIG}
+        db = self._store.connect()
+        try:
+            if not self._schema(db) or tell_odd(db, columns, self._report):
+                raise LookCloser
+        finally:
+            db.close()
+        self.rows = self._by_pages()
+        if self.rows.keys() != set(BIG):
+            raise LookCloser
+        self._can_be = set(BIG)  # seen to by whoever reads them
+        self._read([])
+        self.sound = True
 
     def _read(self, odd: list[str]) -> None:
         """Read what is left when rows that are none are gone from the copy."""
@@ -200,33 +235,31 @@ class Catalog:
         finally:
             db.close()
 
-    @staticmethod
-    def _places_can_be(db: sqlite3.Connection, table: str) -> bool:
+    def _by_pages(self) -> dict[str, Rows]:
+        assert self._store.copy is not None
+        found = {table: rows_of(self._store.copy, table, len(COLUMNS[table].split())) for table in BIG}
+        return {table: rows for table, rows in found.items() if rows is not None}
+
+    def _places_can_be(self, db: sqlite3.Connection, table: str) -> bool:
         """Return whether every row of a table of chunks names a place that can be one."""
+        try:
+            assert self._store.copy is not None
+            epochs = query(db, "SELECT value FROM settings WHERE key = 'epoch'")
+            rows = rows_of(self._store.copy, table, len(COLUMNS[table].split()))
+            if rows is not None and len(epochs) == 1 and isinstance(epochs[0][0], int):
+                slices = map(rows.slice, range(rows.slices()))
+                return all(can_be(one, epochs[0][0]) for one in slices)
+        except Unusual:
+            pass  # nothing is said by that; a query can tell
+        except sqlite3.Error:
+            return False
         try:
             return not query(db, f'SELECT 1 FROM {table} WHERE {_PLACE} LIMIT 1')
         except sqlite3.Error:
             return False  # whoever looks closer tells what it is
 
     def _pages(self) -> bool:
-        """Let SQLite check its pages, and the types of all values; return whether all is well."""
-        db = self._store.connect()
-        try:
-            return self._check_pages(db)
-        finally:
-            db.close()
-
-    def _check_pages(self, db: sqlite3.Connection) -> bool:
-        good = True
-        for (text,) in db.execute(f'PRAGMA integrity_check({ROWS_SHOWN_MAX})'):
-            if text != 'ok':
-                good = False
-                self._report.add('catalog-corrupt', 'catalog.sqlite', str(text).replace('\n', '; '))
-        for table, row, parent, _ in db.execute('PRAGMA foreign_key_check'):
-            self._report.add(
-                'catalog-row', f'{table} {row}', f'refers to a row of {parent} that is not there'
-            )
-        return good
+        return check_pages(self._store, self._report)
 
     def _schema(self, db: sqlite3.Connection) -> bool:
         application = db.execute('PRAGMA application_id').fetchone()[0]
@@ -278,6 +311,24 @@ class Catalog:
             db, 'SELECT number, scope, reason FROM incident WHERE acknowledged_ns IS NULL'
         ):
             self._report.add('incident', f'incident {number}', f'{scope}: {reason}')
+
+
+def check_pages(store: Store, report: Report) -> bool:
+    """Let SQLite check the pages of the copy, and the types of all values; return whether all is well.
+    sqlite3.Error."""
+    good = True
+    db = store.connect()
+    try:
+        for (text,) in db.execute(f'PRAGMA integrity_check({ROWS_SHOWN_MAX})'):
+            if text != 'ok':
+                good = False
+                report.add('catalog-corrupt', 'catalog.sqlite', str(text).replace('\n', '; '))
+        for table, row, parent, _ in db.execute('PRAGMA foreign_key_check'):
+            what = f'refers to a row of {parent} that is not there'
+            report.add('catalog-row', f'{table} {row}', what)
+    finally:
+        db.close()
+    return good
 
 
 def printable(raw: object) -> str:

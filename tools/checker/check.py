@@ -27,7 +27,7 @@ from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from tools.checker.badrows import CODES, BadWriter
 from tools.checker.balance import World, check_part
-from tools.checker.catalog import Catalog, Root, asked_ids
+from tools.checker.catalog import Catalog, LookCloser, Root, asked_ids, check_pages
 from tools.checker.evidence import Evidence
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
@@ -63,12 +63,21 @@ class Options:
 def check(path: Path, options: Options, report: Report) -> None:
     """Check a store; all that is found goes into the report. Invalid when there is no store to look at."""
     try:
+        # Reading every byte takes so long that one look at each row of the catalog is nothing beside it.
+        _check(path, options, report, closer=options.full)
+    except LookCloser:
+        report.begin()
+        _check(path, options, report, closer=True)
+
+
+def _check(path: Path, options: Options, report: Report, *, closer: bool) -> None:
+    try:
         store = Store(path, options.scratch)
     except PermissionError as error:
         report.could_not(str(path), error.strerror or str(error))
         return
     try:
-        _Check(store, options, report).run()
+        _Check(store, options, report, closer).run()
     except KeyboardInterrupt:
         report.partial = True
     except (OSError, sqlite3.Error) as error:
@@ -81,7 +90,8 @@ def check(path: Path, options: Options, report: Report) -> None:
 
 
 class _Check:
-    def __init__(self, store: Store, options: Options, report: Report) -> None:
+    def __init__(self, store: Store, options: Options, report: Report, closer: bool) -> None:
+        self.closer = closer
         self.store = store
         self.options = options
         self.report = report
@@ -107,7 +117,7 @@ class _Check:
         if problem := store.copy_problem():
             report.add('superblock-copy', 'backups/superblock', problem)
         report.progress('catalog', 0, 0)
-        self.catalog.check()
+        self.catalog.check(closer=self.closer)
         self.parts = parts_for(sum(pack.records for pack in self.catalog.packs.values()))
         self._packs()
         if not self.catalog.sound:
@@ -160,7 +170,12 @@ class _Check:
             # A data pack is only asked whether it is there; that is soon done.
             tasks.sort(key=lambda task: task.pack.kind)
         total = sum(task.pack.bytes for task in tasks)
-        for done, result in enumerate(self._spread(_pack_work, tasks, total)):
+        work = tasks if self.closer or not self.catalog.sound else [None, *tasks]
+        for done, result in enumerate(self._spread(_pack_work, work, total)):
+            if isinstance(result, bool):
+                if not result:
+                    raise LookCloser
+                continue
             self.results.append(result)
             for finding in result.findings:
                 if finding[0] not in LOST_BY:
@@ -270,7 +285,8 @@ class _Check:
         places = {pack.number: '/'.join(self.store.pack_parts(pack.kind, pack.name))
                   for pack in self.catalog.packs.values()}  # fmt: skip
         self.world = World(
-            self.store, self.graph, {one.number: one.end for one in self.results},
+            self.store, self.catalog.rows, None if self.closer else self.catalog.settings['epoch'],
+            self.graph, {one.number: one.end for one in self.results},
             {one.number: one.lost_by for one in self.results if one.lost_by},
             frozenset(one.number for one in self.results if one.unseen),
             {one.number: one.bad for one in self.results if one.bad is not None},
@@ -283,6 +299,8 @@ class _Check:
         counts: dict[str, int] = {}
         total = sum(pack.bytes for pack in self.catalog.packs.values())
         for done, result in enumerate(self._spread(_part_work, range(self.parts), total)):
+            if result.unusual:
+                raise LookCloser
             telling.take(result.losses)
             for name, number in result.counts.items():
                 counts[name] = counts.get(name, 0) + number
@@ -370,7 +388,13 @@ def _begin_work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _pack_work(task: Task) -> PackResult:
+def _pack_work(task: Task | None) -> PackResult | bool:
+    """Look at a pack; without one at the pages of the catalog."""
+    if task is None:
+        try:
+            return check_pages(_SHARED['store'], report := Report()) and not report.findings
+        except sqlite3.Error:
+            return False
     process = os.getpid()
     spill = _SPILL.setdefault(process, Spill(_SHARED['store'].scratch, _SHARED['parts']))
     bad = _BAD.setdefault(process, BadWriter(_SHARED['store'].scratch))

@@ -151,6 +151,11 @@ class Report:
         self, progress: Progress = lambda what, done, known: None, shown_max: int = SHOWN_MAX
     ) -> None:
         self.shown_max = shown_max
+        self.progress = progress
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all that was found, as a check does that begins anew."""
         self.findings: list[Finding] = []
         self.counts: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
@@ -158,7 +163,6 @@ class Report:
         self.unchecked: list[str] = []
         self.not_checked = 0
         self.partial = False
-        self.progress = progress
 
     def add(
         self,

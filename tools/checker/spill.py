@@ -35,9 +35,10 @@ TYPES = {'refs': REFS, 'records': RECORDS, 'asked': ASKED}
 
 def words(ids: bytes) -> tuple[Words, Words]:
     """Return the two numbers of each id of a table of ids."""
-    table = np.frombuffer(ids, dtype='>u8').reshape(-1, limits.ID_BYTES // 8).astype(np.uint64)
+    table = np.frombuffer(ids, dtype='<u8').reshape(-1, limits.ID_BYTES // 8)
     with np.errstate(over='ignore'):
-        return table[:, 0].copy(), table[:, 1] + table[:, 2] * FACTORS[0] + table[:, 3] * FACTORS[1]
+        rest = table[:, 1] + table[:, 2] * FACTORS[0] + table[:, 3] * FACTORS[1]
+    return table[:, 0].byteswap(), rest  # the first number ascends as the ids do
 
 
 def words_of(id: bytes) -> tuple[int, int]:
@@ -56,15 +57,21 @@ def parts_for(rows: int) -> int:
     return min(PARTS_MAX, 1 << (rows // PART_ROWS).bit_length())
 
 
-def part_of(a: Words, parts: int) -> NDArray[np.int64]:
+def part_of(a: Words, parts: int) -> NDArray[np.uint8]:
     """Return the parts that ids belong to, by their first numbers."""
-    return (a >> np.uint64(56)).astype(np.int64) // (PARTS_MAX // parts)
+    return (a >> np.uint64(56)).astype(np.uint8) >> np.uint8((PARTS_MAX // parts).bit_length() - 1)
 
 
 def range_of(part: int, parts: int) -> tuple[bytes, bytes]:
     """Return the least id of a part, and what is above all of its ids."""
+    first, end = bytes_of(part, parts)
+    return bytes([first]), bytes([end]) if part + 1 < parts else b'\xff' * 33
+
+
+def bytes_of(part: int, parts: int) -> tuple[int, int]:
+    """Return the first byte that ids of a part begin with, and the one behind the last."""
     step = PARTS_MAX // parts
-    return bytes([part * step]), bytes([(part + 1) * step]) if part + 1 < parts else b'\xff' * 33
+    return part * step, (part + 1) * step
 
 
 class Spill:
@@ -91,7 +98,7 @@ class Spill:
         data = b''.join([rows.tobytes() for rows in self._waiting.pop(kind)])
         rows = np.frombuffer(data, dtype=TYPES[kind])
         parts = part_of(rows['a'], self._parts)
-        order = np.argsort(parts, kind='stable')
+        order = np.argsort(parts, kind='stable')  # of bytes: one pass
         ordered = rows.view(np.dtype((np.void, rows.itemsize)))[order].tobytes()
         ends = np.cumsum(np.bincount(parts, minlength=self._parts)) * rows.itemsize
         start = 0

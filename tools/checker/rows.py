@@ -1,0 +1,299 @@
+"""Tool fsck, rows: the tables of chunks by columns, from the pages of the copied catalog. Plain; any process.
+
+A query makes a Python object of every number, which was half of the time of a quick check. These tables have
+one form when all is well: rows of at most a hundred bytes, of an id and of seven or eight numbers, in the
+pages of one B-tree. So whole pages are taken apart at once, as the SQLite documentation describes them
+("Database File Format": B-tree pages, record format, WITHOUT ROWID tables). Whatever has another form is
+`Unusual`, and whoever asked uses a query instead; nothing is concluded from it. Sizes and page numbers from
+the file are hostile: each is checked before it is used."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snapfs import limits
+from tools.checker.spill import Words, words
+from tools.checker.store import connect, query
+
+FILE_HEADER_BYTES = 100
+MAGIC = b'SQLite format 3\0'
+INTERIOR, LEAF = 2, 10
+LEAF_HEADER_BYTES, INTERIOR_HEADER_BYTES, CHILD_BYTES = 8, 12, 4
+LEVELS_MAX = 20
+PAGES_AT_ONCE = 1 << 9
+NUMBERS = 7  # of a row that are wanted: pack, offset, stored, plain, codec, kind, epoch
+ID_TYPE = 12 + 2 * limits.ID_BYTES  # a blob of so many bytes
+NUMBER_BYTES_MAX = 8
+ONE = 9  # the type of a 1 that takes no room; 8 is that of a 0
+# By type of a number: its bytes, and the bits that eight bytes have beyond these. Other types are no numbers.
+SIZES = np.full(256, -1, dtype=np.int8)
+SIZES[[1, 2, 3, 4, 5, 6, 8, ONE]] = [1, 2, 3, 4, 6, 8, 0, 0]
+SHIFTS = np.where(SIZES > 0, 8 * (NUMBER_BYTES_MAX - SIZES.astype(np.int64)), 0)
+
+Numbers = NDArray[np.int64]
+
+
+class Unusual(Exception):
+    """The pages are not in the one form that is read here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Rows ascending by id: the two numbers of each id (spill.py), and the numbers of the row."""
+
+    a: Words
+    b: Words
+    pack: Numbers
+    offset: Numbers
+    stored: Numbers
+    plain: Numbers
+    codec: Numbers
+    kind: Numbers
+    epoch: Numbers
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    @property
+    def place(self) -> Words:
+        """Return pack << 32 | offset of each."""
+        return (self.pack << 32 | self.offset).astype(np.uint64)
+
+
+# Numbers of one row in as few as may be: each costs an object.
+_ROWS = (
+    'SELECT id, pack << 32 | offset, stored << 32 | plain, codec << 8 | kind, epoch FROM {table} '
+    'WHERE id >= ? AND id < ? AND length(id) = 32 ORDER BY id'
+)
+
+
+def query_columns(db: sqlite3.Connection, table: str, low: bytes, high: bytes) -> Columns:
+    """Return the rows of a table with ids from `low` to below `high` by a query. Impossible ones are gone
+    from the copy by now (cells.py). sqlite3.Error."""
+    collecting = gc.isenabled()
+    gc.disable()  # a million little tuples, and no cycle among them
+    try:
+        rows = query(db, _ROWS.format(table=table), (low, high))
+        ids, *columns = zip(*rows, strict=True) if rows else [()] * 5
+        count = len(rows)
+        del rows
+        a, b = words(b''.join(ids))
+        place, lengths, what, epoch = [np.fromiter(one, dtype=np.int64, count=count) for one in columns]
+    finally:
+        if collecting:
+            gc.enable()
+    low32, low8 = np.int64((1 << 32) - 1), np.int64(255)
+    return Columns(
+        a, b, place >> 32, place & low32, lengths >> 32, lengths & low32, what >> 8, what & low8, epoch
+    )
+
+
+def rows_of(copy: Path, table: str, columns: int) -> Rows | None:
+    """Return the rows of a table with so many columns, or None where only a query can read them. OSError,
+    sqlite3.Error."""
+    try:
+        return Rows(copy, table, columns)
+    except Unusual:
+        return None
+
+
+def can_be(rows: Columns, epoch: int) -> bool:
+    """Return whether each of these rows names a place that can be one, in a store of this epoch. What that
+    means is said once more, as conditions of queries, in catalog.py."""
+    good = (rows.pack >= 1) & (rows.pack < 1 << 31) & (rows.offset >= 48) & (rows.offset < 1 << 32)
+    good &= (rows.stored >= 0) & (rows.plain <= limits.PLAIN_BYTES_MAX) & (rows.stored <= rows.plain)
+    good &= ((rows.kind == 1) | (rows.kind == 2)) & ((rows.codec == 1) | (rows.codec == 0))
+    good &= ((rows.codec == 1) | (rows.stored == rows.plain)) & (rows.epoch >= 0) & (rows.epoch <= epoch)
+    return bool(good.all())
+
+
+class Rows:
+    """The rows of one table in a file that nobody changes. Memory: 20 bytes for each page of it."""
+
+    def __init__(self, copy: Path, table: str, columns: int) -> None:
+        """Find the pages of a table of so many columns. Unusual; OSError, sqlite3.Error."""
+        self._copy = copy
+        self._columns = columns
+        with copy.open('rb') as file:
+            head = file.read(FILE_HEADER_BYTES)
+        if len(head) < FILE_HEADER_BYTES or head[:16] != MAGIC or head[20]:
+            raise Unusual
+        self._page_bytes = int.from_bytes(head[16:18], 'big')  # 1: 65,536, which no store has
+        if self._page_bytes < 512 or self._page_bytes & (self._page_bytes - 1):
+            raise Unusual
+        self._pages = copy.stat().st_size // self._page_bytes
+        self._seen = 0
+        leaves: list[NDArray[np.int64]] = []
+        between: list[NDArray[np.int64]] = []  # rows of interior pages, as places in the file
+        self._walk(self._open(), self._root(table), 0, leaves, between)
+        self._leaves = np.concatenate(leaves)
+        self._between = np.concatenate(between) if between else np.zeros(0, dtype=np.int64)
+        # Between two leaves that are neighbours stands one row: where it begins, the left one has ended.
+        if len(self._between) + 1 != len(self._leaves):
+            raise Unusual
+        self._ends = self._take_between(self._between).a
+        if bool((self._ends[1:] < self._ends[:-1]).any()):
+            raise Unusual
+
+    def _root(self, table: str) -> int:
+        db = connect(self._copy)
+        try:
+            found = query(
+                db, "SELECT rootpage FROM sqlite_schema WHERE type = 'table' AND name = ?", (table,)
+            )
+        finally:
+            db.close()
+        if len(found) != 1:
+            raise Unusual
+        return int(found[0][0])
+
+    def _open(self) -> NDArray[np.uint8]:
+        """Return the file as pages."""
+        if self._pages < 2:
+            raise Unusual
+        data = np.memmap(self._copy, dtype=np.uint8, mode='r', shape=(self._pages, self._page_bytes))
+        return data.view(np.ndarray)
+
+    # --- the tree of pages -------------------------------------------------------------------------------
+    def _walk(
+        self,
+        file: NDArray[np.uint8],
+        page: int,
+        level: int,
+        leaves: list[NDArray[np.int64]],
+        between: list[NDArray[np.int64]],
+    ) -> None:
+        """Append the leaves below a page, and the rows between them, in the order of ids."""
+        kind = self._kind(file, page)
+        if kind == LEAF and level == 0:
+            leaves.append(np.array([page], dtype=np.int64))
+            return
+        self._seen += 1
+        if kind != INTERIOR or level >= LEVELS_MAX or self._seen > self._pages:
+            raise Unusual
+        data = file[page - 1]
+        count = int.from_bytes(data[3:5].tobytes(), 'big')
+        begin = INTERIOR_HEADER_BYTES + 2 * count
+        if not count or begin > self._page_bytes:
+            raise Unusual
+        cells = data[INTERIOR_HEADER_BYTES:begin].tobytes()
+        places = np.frombuffer(cells, dtype='>u2').astype(np.int64)
+        if int(places.min()) < begin or int(places.max()) + CHILD_BYTES > self._page_bytes:
+            raise Unusual
+        left = data[places[:, None] + np.arange(CHILD_BYTES)].tobytes()
+        right = data[LEAF_HEADER_BYTES:INTERIOR_HEADER_BYTES].tobytes()
+        children = np.frombuffer(left + right, dtype='>u4').astype(np.int64)
+        rows = (page - 1) * self._page_bytes + places + CHILD_BYTES
+        if self._kind(file, int(children[0])) == LEAF:  # then all are: a tree is of one height everywhere
+            leaves.append(children)
+            between.append(rows)
+            return
+        for index, child in enumerate(children.tolist()):
+            self._walk(file, child, level + 1, leaves, between)
+            if index < count:
+                between.append(rows[index : index + 1])
+
+    def _kind(self, file: NDArray[np.uint8], page: int) -> int:
+        if not 2 <= page <= self._pages:
+            raise Unusual
+        return int(file[page - 1, 0])
+
+    # --- rows --------------------------------------------------------------------------------------------
+    def slices(self) -> int:
+        """Return in how many slices the table is best read."""
+        return -(-len(self._leaves) // PAGES_AT_ONCE)
+
+    def slice(self, number: int) -> Columns:
+        """Return one of so many slices of the table. Unusual, OSError."""
+        start = number * PAGES_AT_ONCE
+        return self._between_leaves(start, min(start + PAGES_AT_ONCE, len(self._leaves)) - 1, last=True)
+
+    def read(self, low: int, high: int) -> Columns:
+        """Return the rows whose ids begin with a byte from `low` to below `high`. Unusual, OSError."""
+        edges = [np.uint64(low << 56), np.uint64((high << 56) - 1)]
+        first = int(np.searchsorted(self._ends, edges[0], side='left'))
+        last = int(np.searchsorted(self._ends, edges[1], side='right'))
+        found = self._between_leaves(first, last, last=False)
+        start = int(np.searchsorted(found.a, edges[0], side='left'))
+        stop = int(np.searchsorted(found.a, edges[1], side='right'))
+        return Columns(*(getattr(found, name)[start:stop] for name in Columns.__slots__))
+
+    def _between_leaves(self, first: int, end: int, *, last: bool) -> Columns:
+        """Return the rows of leaves from `first` to `end`, both counted, and those between them; with `last`
+        the one behind them too."""
+        inner = self._between[first : end + 1 if last else end]
+        parts = [self._take_leaves(self._leaves[first : end + 1]), self._take_between(inner)]
+        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in Columns.__slots__]
+        order = np.argsort(columns[0], kind='stable')  # two runs that ascend: soon merged
+        return Columns(*(column[order] for column in columns))
+
+    def _take_leaves(self, numbers: NDArray[np.int64]) -> Columns:
+        if int(numbers.min()) < 2 or int(numbers.max()) > self._pages:
+            raise Unusual
+        pages = self._open()[numbers - 1]
+        counts = pages[:, 3:5].astype(np.int64) @ np.array([256, 1])
+        begins = LEAF_HEADER_BYTES + 2 * counts
+        if bool((pages[:, 0] != LEAF).any()) or int(begins.max()) > self._page_bytes:
+            raise Unusual
+        most = int(counts.max())
+        places = (
+            pages[:, LEAF_HEADER_BYTES : LEAF_HEADER_BYTES + 2 * most].copy().view('>u2').astype(np.int64)
+        )
+        there = np.arange(most) < counts[:, None]
+        if bool(((places < begins[:, None]) | (places >= self._page_bytes))[there].any()):
+            raise Unusual
+        rows = (places + np.arange(len(pages), dtype=np.int64)[:, None] * self._page_bytes)[there]
+        return self._take(pages.ravel(), rows)
+
+    def _take_between(self, rows: NDArray[np.int64]) -> Columns:
+        return self._take(self._open().ravel(), rows)
+
+    def _take(self, data: NDArray[np.uint8], rows: NDArray[np.int64]) -> Columns:
+        """Take rows apart; `rows`: where each begins in `data`, which is whole pages."""
+        room = self._page_bytes - rows % self._page_bytes
+        header = 1 + self._columns  # its own size, and a type for each column
+        if len(rows) and int(room.min()) < 1 + header + limits.ID_BYTES:
+            raise Unusual
+        heads = np.ascontiguousarray(_windows(data, 1 + header)[rows].T)  # by column, as all that follows
+        types = heads[3 : 3 + NUMBERS]
+        sizes = SIZES[heads[3:]]
+        good = (heads[1] == header) & (heads[2] == ID_TYPE) & (sizes >= 0).all(axis=0)
+        # Below 128 a length is one byte. None of these rows can have more.
+        in_all = sizes.sum(axis=0, dtype=np.int16) + np.int16(header + limits.ID_BYTES)
+        good &= (heads[0] == in_all) & (in_all < 128) & (in_all < room)
+        if not bool(good.all()):
+            raise Unusual
+        at = rows + (1 + header)
+        a, b = words(_windows(data, limits.ID_BYTES)[at].tobytes())
+        at += limits.ID_BYTES
+        numbers = []
+        for size, kind in zip(sizes[:NUMBERS], types, strict=True):
+            at += size
+            numbers.append(_numbers(data, at, size, kind))
+        return Columns(a, b, *numbers)
+
+
+def _windows(data: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    return np.lib.stride_tricks.sliding_window_view(data, size)
+
+
+def _numbers(
+    data: NDArray[np.uint8], ends: NDArray[np.int64], sizes: NDArray[np.int64], types: NDArray[np.uint8]
+) -> Numbers:
+    """Return the numbers that end before `ends`: signed, the highest byte first. A row has an id before its
+    numbers, so that eight bytes can always be read."""
+    every = np.ndarray((len(data) - NUMBER_BYTES_MAX + 1,), dtype='>i8', buffer=data, strides=(1,))
+    found = every[ends - NUMBER_BYTES_MAX].astype(np.int64)
+    shift = SHIFTS[types]
+    found <<= shift
+    found >>= shift
+    none = sizes == 0
+    if bool(none.any()):
+        np.copyto(found, types == ONE, where=none)
+    return found
