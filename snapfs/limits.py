@@ -203,6 +203,7 @@ BACKUP_BYTES_MAX = 1 * GIB  # of one file: some 5 million snapshots
 BACKUPS_RECENT = 8
 BACKUPS_DAYS = 14
 REBUILD_TREES_MAX = 1000  # trees that nothing names any more and a rebuild makes snapshots of
+REBUILD_BAD_MAX = 10_000  # things that could not be read and are named
 REBUILD_EPOCH_GAP = 1 << 20  # commits since the backup that nobody tells of
 REBUILD_NUMBER_GAP = 1024  # views, volumes, requests, batches and incidents likewise
 REBUILD_NUMBER_MAX = 1 << 60  # a larger one in a file is nonsense

@@ -141,6 +141,8 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
     output.say(f'journal: {found["journal"]}')
     for text in found['bad']:
         output.say(f'could not be read: {text}')
+    if found['bad_count'] > len(found['bad']):
+        output.say(f'and {found["bad_count"] - len(found["bad"])} more could not be read')
     if install:
         for name in found['kept']:
             output.say(f'kept: {store}/{name}')

@@ -26,6 +26,9 @@ def recover_command(
     packs that nobody knows), then files below each --donors, by their hashes. What is found goes back to
     every snapshot that shares it. For what is found nowhere a sibling is made, in which it is zeros, and
     DAMAGE.json lists each range. The original stays as it is, and is held.
+
+    A snapshot never changes. Where a backup of the catalog (STORE/backups) has another tree for it, the
+    catalog is wrong, and the sibling is made of that tree.
     """
     found = output.call_watched(
         'recover',
@@ -47,7 +50,15 @@ def _render(found: Any) -> None:
         for use in one['ranges']:
             where = use['attribute'] if use['start'] is None else f'{use["start"]} to {use["end"]}'
             rows.append((use['path'], where, donor))
-    output.table(('file', 'lost', 'from'), rows, f'{found["snapshot"]} has lost nothing that is known.')
+    source = found['source']
+    if source is None or source['refused'] or rows:
+        output.table(('file', 'lost', 'from'), rows, f'{found["snapshot"]} has lost nothing that is known.')
+    if source is not None:
+        output.say(f'{found["snapshot"]} has another tree in {source["backup"]} than in the catalog')
+        if source['refused']:
+            output.say(f'that tree was not taken: {source["refused"]}')
+        elif found['dry_run']:
+            output.say('a sibling would be made of that tree')
     if found['sibling']:
         output.say(f'made: {found["sibling"]}; what is lost for good is in its DAMAGE.json')
         output.say(f'{found["snapshot"]} stays as it is, and is held')

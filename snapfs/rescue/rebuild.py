@@ -18,7 +18,7 @@ could destroy what is there (P5 cannot be kept any more)."""
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from snapfs.format.packs import PackEntry
 from snapfs.format.receipts import RECEIPT_HEADER_BYTES, decode_receipt_header, decode_receipt_rows
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from snapfs.rescue.rebuild_journal import look
+from snapfs.rescue.rebuild_nodes import Nodes
 from snapfs.rescue.rebuild_numbers import next_numbers
 from snapfs.rescue.rebuild_packs import PackRecords, expected_header
 from snapfs.rescue.rebuild_sums import Sums
@@ -72,6 +73,7 @@ class Rebuilt:
     chunks: int = 0
     freed: int = 0
     bad: list[str] = field(default_factory=list)
+    bad_count: int = 0  # REBUILD_BAD_MAX of them are named in `bad`
     backup: str | None = None
     backup_epoch: int | None = None
     volumes: int = 0
@@ -85,7 +87,8 @@ class Rebuilt:
 
 
 class Rebuild:
-    """One rebuild. `run` makes the catalog at `target`, which must not be there."""
+    """One rebuild. `run` makes the catalog at `target`, which must not be there. Memory does not grow with
+    the store: what it knows of nodes is in a file beside the target."""
 
     def __init__(self, disk: Disk, store: Path, uuid: bytes, target: Path, now_ns: int) -> None:
         self._disk = disk
@@ -93,21 +96,27 @@ class Rebuild:
         self._uuid = uuid
         self._target = target
         self._now_ns = now_ns
-        self._nodes: dict[bytes, tuple[bytes, ...]] = {}  # branch: its children; leaf: nothing
-        self._place: dict[bytes, tuple[Path, int]] = {}
+        self._nodes: Nodes
+        self._paths: dict[int, Path] = {}  # of packs, by their numbers
         self._ends: dict[bytes, int] = {}  # of packs, as the backup knows them
-        self._before: set[bytes] = set()  # nodes that were there when the backup was made
         self.result = Rebuilt()
 
     def run(self, chosen: Backup | None, progress: Progress = lambda what, done, known: None) -> Rebuilt:
         """Make the catalog. Invalid when the target is there. A failure removes what was begun."""
         if self._target.exists():
             raise Invalid(f'{self._target} is there already')
+        self._nodes = Nodes(self._target.parent)
+        try:
+            return self._run(chosen, progress)
+        finally:
+            self._nodes.close()
+
+    def _run(self, chosen: Backup | None, progress: Progress) -> Rebuilt:
         catalog = Catalog.create(self._disk, self._target)
         try:
-            freed = self._receipts(chosen)
+            self._receipts(chosen)
             self._ends = {row[1]: row[4] for row in chosen.tables['pack']} if chosen is not None else {}
-            self._packs(catalog, freed, progress)
+            self._packs(catalog, progress)
             known = self._names(catalog, chosen)
             self._trees(catalog, known, progress)
             self._journal(catalog, chosen)
@@ -122,9 +131,8 @@ class Rebuild:
         return self.result
 
     # --- packs -------------------------------------------------------------------------------------------
-    def _receipts(self, chosen: Backup | None) -> dict[tuple[bytes, bytes, int], int]:
-        """Return what was freed: (id, pack name, offset) to batch. An unreadable receipt frees nothing."""
-        found: dict[tuple[bytes, bytes, int], int] = {}
+    def _receipts(self, chosen: Backup | None) -> None:
+        """Note what was freed. An unreadable receipt frees nothing."""
         for row in chosen.tables['batch'] if chosen is not None else ():
             number, state = row[0], row[1]
             if state not in ('CONFIRMED', 'FREED'):
@@ -135,28 +143,25 @@ class Rebuild:
                 if head.store_uuid != self._uuid or head.batch != number:
                     raise Corrupt(f'the receipt of batch {number} is another one')
                 for one in decode_receipt_rows(data[RECEIPT_HEADER_BYTES:]):
-                    found[one.id, one.pack_name, one.offset] = number
+                    self._nodes.add_freed(one.id, one.pack_name, one.offset, number)
             except (OSError, Corrupt) as error:
-                self.result.bad.append(f'batch {number}: {error}')
-        return found
+                self._bad(f'batch {number}: {error}')
 
-    def _packs(
-        self, catalog: Catalog, freed: dict[tuple[bytes, bytes, int], int], progress: Progress
-    ) -> None:
+    def _bad(self, text: str) -> None:
+        self.result.bad_count += 1
+        if len(self.result.bad) < limits.REBUILD_BAD_MAX:
+            self.result.bad.append(text)
+
+    def _packs(self, catalog: Catalog, progress: Progress) -> None:
         found = sorted(packs_on_disk(self._disk, self._store / 'packs'))
         for number, (kind, name) in enumerate(found, start=1):
             path = pack_path(self._store / 'packs', RecordKind(kind), name)
-            rows: list[tuple[Any, ...]] = []
-            gone: list[tuple[Any, ...]] = []
-            end, count, sealed = self._records(path, kind, name, number, rows)
-            for row in rows:
-                batch = freed.get((row[0], name, row[2]))
-                if batch is not None:
-                    gone.append((*row, batch))
-                    if self._place.get(row[0]) == (path, row[2]):
-                        del self._place[row[0]], self._nodes[row[0]]
-            if gone:
-                rows = [row for row in rows if (row[0], name, row[2]) not in freed]
+            self._paths[number] = path
+            all_rows: list[tuple[Any, ...]] = []
+            freed = self._nodes.freed_in(name)
+            end, count, sealed = self._records(number, kind, freed, all_rows)
+            gone = [(*row, freed[row[0], row[2]]) for row in all_rows if (row[0], row[2]) in freed]
+            rows = [row for row in all_rows if (row[0], row[2]) not in freed] if gone else all_rows
             better = self._better(catalog, path, rows)
             with catalog.transaction() as db:
                 state = 'sealed' if sealed else 'open'
@@ -172,26 +177,35 @@ class Rebuild:
             progress('packs', number, len(found))
 
     def _records(
-        self, path: Path, kind: int, name: bytes, number: int, rows: list[tuple[Any, ...]]
+        self, number: int, kind: int, freed: Container[tuple[bytes, int]], rows: list[tuple[Any, ...]]
     ) -> tuple[int, int, bool]:
         """Read a pack: rows of its whole records; where they end (with the footer, when it has one), how
         many."""
+        path = self._paths[number]
+        name = bytes.fromhex(path.name)
         try:
             fd = self._disk.open_read(path)
             try:
                 found = PackRecords(self._disk, fd, expected_header(self._uuid, name, kind))
                 entries = found.read()
-                broken = {one.offset for one in entries if not self._whole(fd, path, kind, one)}
+                broken = set()
+                for one in entries:
+                    refs = self._whole(fd, kind, one)
+                    if refs is None:
+                        broken.add(one.offset)
+                    elif kind == RecordKind.NODE:
+                        self._know(number, one, refs, (one.id, one.offset) in freed)
             finally:
                 self._disk.close(fd)
         except (Corrupt, OSError) as error:
-            self.result.bad.append(f'{path.name}: {error}')
+            self._bad(f'{path.name}: {error}')
             return 48, 0, True  # sealed: nobody writes to it, or cuts off what is in it
         for one in entries:
             if one.offset not in broken:
                 sizes = (one.offset, one.stored_length, one.plain_length, one.codec)
                 rows.append((one.id, number, *sizes, kind))
-        self.result.bad += [f'{path.name} at offset {offset}' for offset in sorted({*found.bad, *broken})]
+        for offset in sorted({*found.bad, *broken}):
+            self._bad(f'{path.name} at offset {offset}')
         return found.end, len(entries), found.sealed
 
     def _better(self, catalog: Catalog, path: Path, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -212,28 +226,33 @@ class Rebuild:
                     self._disk.close(fd)
         return found
 
-    def _whole(self, fd: int, path: Path, kind: int, one: PackEntry) -> bool:
-        """Verify a record: of data the header, of nodes all of it, which are then known."""
+    def _whole(self, fd: int, kind: int, one: PackEntry) -> bytes | None:
+        """Verify a record: of data the header, of nodes all of it; return the ids of the nodes below it, None
+        when it is not whole."""
         length = HEADER_BYTES + (one.stored_length if kind == RecordKind.NODE else 0)
         try:
             data = memoryview(self._disk.pread(fd, length, one.offset))
             header = decode_header(data)
             if (header.id, int(header.kind)) != (one.id, kind):
-                return False
-            if kind == RecordKind.NODE:
-                head, refs = peek_refs(decode_payload(header, data[HEADER_BYTES:]))
-                ids = tuple(refs[at : at + 32] for at in range(0, len(refs), 32)) if head.level else ()
-                self._nodes.setdefault(one.id, ids)
-                self._place.setdefault(one.id, (path, one.offset))
-                if one.offset < self._ends.get(bytes.fromhex(path.name), 0):
-                    self._before.add(one.id)
-            return True
+                return None
+            if kind != RecordKind.NODE:
+                return b''
+            head, refs = peek_refs(decode_payload(header, data[HEADER_BYTES:]))
+            return bytes(refs) if head.level else b''
         except (Corrupt, OSError):
-            return False
+            return None
+
+    def _know(self, pack: int, one: PackEntry, refs: bytes, freed: bool) -> None:
+        """Note a node that is whole. One that was freed leads nowhere."""
+        if one.offset < self._ends.get(bytes.fromhex(self._paths[pack].name), 0):
+            self._nodes.was_before(one.id)
+        if not freed:
+            below = [refs[at : at + 32] for at in range(0, len(refs), 32)]
+            self._nodes.add(one.id, pack, one.offset, below)
 
     def _node(self, id: bytes) -> Leaf | Branch:
-        path, offset = self._place[id]
-        fd = self._disk.open_read(path)
+        pack, offset = self._nodes.place(id)
+        fd = self._disk.open_read(self._paths[pack])
         try:
             header = decode_header(self._disk.pread(fd, HEADER_BYTES, offset))
             return decode_node(
@@ -283,31 +302,22 @@ class Rebuild:
 
     # --- trees that nobody names -------------------------------------------------------------------------
     def _trees(self, catalog: Catalog, known: set[bytes], progress: Progress) -> None:
-        reached = self._below(known)
-        below_any = {child for children in self._nodes.values() for child in children}
-        tops = [id for id in self._nodes if id not in below_any and id not in reached]
+        self._nodes.name(known)
+        count = self._nodes.tops_count()
         found: list[Tree] = []
-        for done, id in enumerate(tops):
+        for done, id in enumerate(self._nodes.tops(), start=1):
             tree = self._proved(catalog, id)
             if tree is not None:
                 found.append(tree)
-            progress('trees', done + 1, len(tops))
-        found.sort(key=lambda tree: tree.mtime_ns, reverse=True)
-        self.result.hidden = max(0, len(found) - limits.REBUILD_TREES_MAX)
-        found = found[: limits.REBUILD_TREES_MAX]
+                self.result.trees += 1
+            if len(found) >= 2 * limits.REBUILD_TREES_MAX:
+                found = _newest(found)
+            progress('trees', done, count)
+        found = _newest(found)
+        self.result.hidden = self.result.trees - len(found)
         self.result.trees = len(found)
         if found:
             self._enter(catalog, found)
-
-    def _below(self, ids: set[bytes]) -> set[bytes]:
-        seen: set[bytes] = set()
-        todo = [id for id in ids if id in self._nodes]
-        while todo:
-            id = todo.pop()
-            if id not in seen:
-                seen.add(id)
-                todo += self._nodes.get(id, ())
-        return seen
 
     def _proved(self, catalog: Catalog, top: bytes) -> Tree | None:
         """Return the tree below a node if it is one of a volume, and all of it is there."""
@@ -316,8 +326,9 @@ class Rebuild:
             items = first.items_below
             refs = first.refs_below
             counted_items = counted_refs = most = 0
+            branches = [0]
             mtime, sums = None, Sums()
-            for leaf in self._leaves(first):
+            for leaf in self._leaves(first, branches):
                 sums.add(leaf)
                 counted_items += len(leaf.keys)
                 counted_refs += leaf.refs_below
@@ -329,8 +340,7 @@ class Rebuild:
                 ids = leaf.ref_ids()
                 if len(catalog.locate(ids)) != len(set(ids)):
                     raise Corrupt('data is missing')
-            branches = sum(len(self._nodes[id]) for id in self._below({top}))
-            if mtime is None or (counted_items, counted_refs + branches) != (items, refs):
+            if mtime is None or (counted_items, counted_refs + branches[0]) != (items, refs):
                 raise Corrupt('its totals do not add up')
             if not sums.are_whole():
                 raise Corrupt('it is the left part of a tree whose top is lost')
@@ -339,12 +349,14 @@ class Rebuild:
             return None
         return Tree(top, items, refs, max(most + 1, limits.INO_FIRST), mtime)
 
-    def _leaves(self, node: Leaf | Branch) -> Iterator[Leaf]:
+    def _leaves(self, node: Leaf | Branch, below: list[int]) -> Iterator[Leaf]:
+        """Yield the leaves from left to right, and count in `below` the nodes under the top."""
         if isinstance(node, Leaf):
             yield node
             return
+        below[0] += len(node.children)
         for child in node.children:
-            yield from self._leaves(self._node(child))
+            yield from self._leaves(self._node(child), below)
 
     def _enter(self, catalog: Catalog, found: list[Tree]) -> None:
         with catalog.transaction() as db:
@@ -391,7 +403,7 @@ class Rebuild:
 
     def _why_not(self, chosen: Backup, views: Iterable[int], packs: set[bytes]) -> str:
         """Return why records without a gap need not belong to the heads of the backup; empty: they do."""
-        late = len(self._nodes.keys() - self._before)
+        late = self._nodes.late()
         if late:
             return f'{late} nodes were written after the backup, perhaps by commits of which no record tells'
         known = {row[1] for row in chosen.tables['volume']}
@@ -413,6 +425,10 @@ class Rebuild:
         catalog.incident_add(
             'collector', 'the catalog was rebuilt: look what is there before anything goes', self._now_ns
         )
+
+
+def _newest(trees: list[Tree]) -> list[Tree]:
+    return sorted(trees, key=lambda tree: tree.mtime_ns, reverse=True)[: limits.REBUILD_TREES_MAX]
 
 
 def newest_backup(disk: Disk, store: Path, uuid: bytes) -> Backup | None:

@@ -7,9 +7,9 @@ ends a move. One that ends half way leaves a batch that goes back. Only what is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import trio
 
@@ -23,7 +23,7 @@ from snapfs.collect.recount_values import Recount, RecountSpec
 from snapfs.collect.states import FREED, QUARANTINED, RESTING, BatchRow, batch, batches
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
 from snapfs.service.logged import logged
-from snapfs.service.moves import Move, Waiting
+from snapfs.service.moves import Move, Waiting, held
 from snapfs.store.horizon import PutRecord
 from snapfs.store.lock import without_verifiers
 from snapfs.store.rows import RequestRow
@@ -98,7 +98,7 @@ class Collecting:
         if self.move is not None:
             self.move.scope.cancel()
         async with self._lock:
-            self._end_plans(None)
+            self.end_plans(None)
             if self.engine.store.latched is None:
                 await self._thread(self.collector.clock.save)
 
@@ -135,8 +135,7 @@ class Collecting:
 
     # --- collecting --------------------------------------------------------------------------------------
     async def collect(self, *, fresh: bool = True) -> dict[str, Any]:
-        """Do everything that is due, now; `fresh`: also put new batches into quarantine. Return what was
-        done.
+        """Do all that is due, now; `fresh`: also put new batches into quarantine. Return what was done.
 
         Latched, Held (L18). Alarm when a guard fell; the collector has stopped then.
         """
@@ -192,11 +191,11 @@ class Collecting:
 
     async def halt(self, alarm: Alarm) -> None:
         """A guard fell: the latch, then everything that is condemned comes back, plans included."""
-        self._end_plans(None)
+        self.end_plans(None)
         await self._thread(self.collector.stop, alarm)
         await self.engine_changed()
 
-    def _end_plans(self, request: int | None) -> None:
+    def end_plans(self, request: int | None) -> None:
         """End the plans that wait: all, or those with this request in them."""
         for name, waiting in list(self.waiting.items()):
             if request is None or request in waiting.chosen.numbers:
@@ -396,9 +395,8 @@ class Collecting:
     # --- what people do ----------------------------------------------------------------------------------
     async def take_back(self, request: RequestRow) -> None:
         """Before a request is taken back: end what works on it. Held when it is too late."""
-        number = request.number
-        self._end_plans(number)
-        move = self.move
+        number, move = request.number, self.move
+        self.end_plans(number)
         if move is not None and number in move.requests:
             move.scope.cancel()
             await move.done.wait()
@@ -409,15 +407,13 @@ class Collecting:
                     f'request {number} cannot be taken back: batch {row.number} is being freed',
                     advice=f'What it did is in the audit log: snapfs audit --batch {row.number}.',
                 )
-            reason = f'request {number} was taken back'
-            await self._thread(self.collector.restore, row.number, reason)
+            await self._thread(self.collector.restore, row.number, f'request {number} was taken back')
             await self.engine_changed()
 
     def _batch_of(self, request: int) -> BatchRow | None:
         rows = self.engine.store.catalog.query('SELECT batch FROM request WHERE number = ?', (request,))
-        if not rows or rows[0][0] is None:
-            return None
-        return batch(self.engine.store.catalog, rows[0][0])
+        found = rows[0][0] if rows else None
+        return None if found is None else batch(self.engine.store.catalog, found)
 
     async def approve(self, digest: bytes, who: str, aliases: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Record a person's word for the plan or batch of this digest. Invalid, Held: nothing was changed.
@@ -440,22 +436,19 @@ class Collecting:
         return [(files.plan(row.number, row.digest), approvals.GRACE) for row in rows if not row.restoring]
 
     async def what_if(self, deleted: list[tuple[str, int]], mode: str = 'what-if') -> Recount:
-        """Return what deleting these (('request', number), ('snapshot', view)) would free. Changes
-        nothing."""
+        """Return what deleting ('request', number), ('snapshot', view) … would free. Changes nothing."""
         if not deleted and mode == 'what-if':
             raise Invalid('nothing was named')
-        result: Recount = await self.look(mode, lambda: self.collector.what_if(deleted, mode))
-        return result
+        return cast(Recount, await self.look(mode, lambda: self.collector.what_if(deleted, mode)))
 
     async def look(self, what: str, make: Callable[[], Any]) -> Any:
         """Run a job that changes nothing, about the state of now, while no batch moves; `make` returns its
         specification. Alarm when it saw that a recount was wrong: to ask is to look."""
-        async with self._lock:
+        async with held(self._lock):
             if self.engine.store.latched is None:
                 await self._plant()
                 await self.engine.commit()
-            spec = await self._thread(make)
-            result = None
+            spec, result = await self._thread(make), None
             with self._moving(what, frozenset()) as move:
                 result = await self._run(spec, move)
             if result is None:
@@ -468,6 +461,13 @@ class Collecting:
                         await self.halt(alarm)
                     raise
             return result
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """No batch moves inside, and no plan that waits outlives it: there may be a root it knew not of."""
+        async with self._lock:
+            self.end_plans(None)
+            yield
 
     # --- alarms ------------------------------------------------------------------------------------------
     def _read_alarm(self, id: bytes, table: str) -> None:
@@ -487,7 +487,7 @@ class Collecting:
     async def _answer_alarms(self) -> None:
         reason, self._alarms = self._alarms[0], []
         async with self._lock:
-            self._end_plans(None)
+            self.end_plans(None)
             await self._thread(self.collector.restore_all, reason)
             await self.engine_changed()
 

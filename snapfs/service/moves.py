@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -32,3 +34,13 @@ class Move:
     progress: tuple[int, int] = (0, 0)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     done: trio.Event = field(default_factory=trio.Event)
+
+
+@asynccontextmanager
+async def held(lock: trio.Lock) -> AsyncIterator[None]:
+    """Hold a lock that the same task may hold already."""
+    if lock.statistics().owner is trio.lowlevel.current_task():
+        yield
+        return
+    async with lock:
+        yield

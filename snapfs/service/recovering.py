@@ -3,11 +3,16 @@
 Survey, plan, execution. The survey runs in a process of its own, while the collector stands still; what it
 found is the plan, and the execution decides nothing. Donors first: what they have goes back to everybody
 who shares it. A lost node hides what is below, so a survey follows each healing until nothing more comes
-back. Only then are parts given up, in a sibling; the original is held, and stays as it is."""
+back. Only then are parts given up, in a sibling; the original is held, and stays as it is.
+
+Where backups of the catalog have another tree for a snapshot (rescue/kept_rows.py), its row is what is
+damaged, and the sibling is made of that tree. No root keeps it alive before that: so the collector stands
+still from the first look until the sibling has its row."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from typing import Any
 from snapfs import limits
 from snapfs.errors import Latched, Refused, Unavailable
 from snapfs.rescue import sibling
+from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
 from snapfs.rescue.recover_values import Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
 from snapfs.service.collecting import Collecting
 from snapfs.store.catalog import take_number
@@ -45,6 +51,15 @@ class Wish:
     who: str
 
 
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """What a tree had lost at first, what of it is lost for good, and which donor the rest came from."""
+
+    first: Survey
+    rest: Survey
+    donors: dict[bytes, Donor]
+
+
 class Recovering:
     """Recovers snapshots of one store."""
 
@@ -56,23 +71,65 @@ class Recovering:
     async def run(self, wish: Wish) -> Object:
         """Recover one snapshot; return what was found, brought back and given up. Latched, Refused: nothing
         was changed but what donors gave back."""
-        engine = self._engine
-        row = engine.snapshot_find(wish.volume, wish.snapshot)
+        store = self._engine.store
+        row = self._engine.snapshot_find(wish.volume, wish.snapshot)
         self._refuse(wish)
-        title = f'{wish.volume}@{wish.snapshot}'
-        found = await self._survey(row, wish)
+        kept = await self._world.run_in_thread(kept_rows, store.disk, store.path, store.superblock.uuid, row)
+        if not kept:
+            return await self._recover(row, wish, None)
+        async with nullcontext() if wish.dry_run else self._collecting.still():
+            for one in kept:
+                told = await self._recover_kept(row, one, wish)
+                if told is not None:
+                    return told
+            why = 'its top node is lost as well, or has other counts'
+            return await self._recover(row, wish, _source(row, kept[0], why))
+
+    async def _recover(self, row: SnapshotRow, wish: Wish, source: Object | None) -> Object:
+        """Recover the tree that the catalog has for a snapshot."""
+        healed = await self._heal(row, wish)
+        told = {**_told(wish, healed), 'source': source, 'sibling': None}
         if wish.dry_run:
-            return {**_told(title, found, {}), 'sibling': None, 'dry_run': True}
-        first = found
-        healed: dict[bytes, Donor] = {}
+            return told
+        if not healed.rest.lost:
+            self._whole_again(row.number)
+        if healed.donors:
+            await self._others_whole()
+        if healed.rest.lost:
+            told['sibling'] = await self._make(row, healed.rest, told, wish)
+        return told
+
+    async def _recover_kept(self, row: SnapshotRow, kept: KeptRow, wish: Wish) -> Object | None:
+        """Recover the tree that a backup has for a snapshot. None when its top is not to be had, or is that
+        of another tree: then nothing was changed but what donors gave back."""
+        healed = await self._heal(kept.row, wish)
+        top = [one for one in healed.rest.lost if one.id == kept.row.root]
+        if top and not (wish.dry_run and top[0].donors):
+            return None
+        if not top and not await self._world.run_in_thread(proves_itself, self._engine.store, kept.row):
+            return None
+        told = {**_told(wish, healed), 'source': _source(row, kept, None), 'sibling': None}
+        if not wish.dry_run:
+            if healed.donors:
+                await self._others_whole()
+            told['sibling'] = await self._make(kept.row, healed.rest, told, wish)
+        return told
+
+    async def _heal(self, row: SnapshotRow, wish: Wish) -> Healed:
+        """Survey a tree, and bring back what donors have, until nothing more comes back. A dry run only
+        looks."""
+        first = found = await self._survey(row, wish)
+        donors: dict[bytes, Donor] = {}
+        if wish.dry_run:
+            return Healed(first, first, donors)
         while True:
             # What came back and is lost again is not helped by coming back once more.
-            rest_now = [one for one in found.lost if one.id not in healed]
-            more = await self._world.run_in_thread(sibling.heal, engine.store, rest_now)
-            healed.update(more)
+            rest_now = [one for one in found.lost if one.id not in donors]
+            more = await self._world.run_in_thread(sibling.heal, self._engine.store, rest_now)
+            donors.update(more)
             if not more:
                 break
-            engine.core.nodes.forget()
+            self._engine.core.nodes.forget()
             if not any(one.kind == 2 and one.id in more for one in found.lost):
                 break  # no node came back: nothing that was hidden can be seen now
             found = await self._survey(row, wish)
@@ -80,17 +137,8 @@ class Recovering:
             first = replace(first, lost=(*first.lost, *new))
         rest = replace(found, lost=tuple(one for one in found.lost if one.id not in more))
         for one in rest.lost:
-            healed.pop(one.id, None)
-        told = _told(title, first, healed)
-        if not rest.lost:
-            self._whole_again(row.number)
-        if healed:
-            await self._others_whole()
-        if not rest.lost:
-            return {**told, 'sibling': None, 'dry_run': False}
-        name = wish.name or self._free_name(row, wish.snapshot)
-        await self._make(row, name, rest, told, wish)
-        return {**told, 'sibling': f'{wish.volume}@{name}', 'dry_run': False}
+            donors.pop(one.id, None)
+        return Healed(first, rest, donors)
 
     def _refuse(self, wish: Wish) -> None:
         """Refuse where a recovery could make things worse."""
@@ -151,8 +199,10 @@ class Recovering:
             if whole and store.chunks.unreadable <= known:
                 self._whole_again(view)
 
-    async def _make(self, row: SnapshotRow, name: str, rest: Survey, told: Object, wish: Wish) -> None:
+    async def _make(self, row: SnapshotRow, rest: Survey, told: Object, wish: Wish) -> str:
+        """Make the sibling, and hold the original; return what it is called."""
         engine, store = self._engine, self._engine.store
+        name = wish.name or self._free_name(row, wish.snapshot)
         if not any(one.name == HOLD for one in engine.hold_list(wish.volume, wish.snapshot)):
             await engine.hold_add(wish.volume, wish.snapshot, HOLD, wish.who, f'recovered as {name}')
         root = Root(row.root, row.root_items, row.root_refs)
@@ -162,6 +212,7 @@ class Recovering:
         await self._world.run_in_thread(self._enter, row, name, made, maker.next_ino, wish.who)
         await engine.registry_changed(row.volume, name)
         log.warning('%s was recovered as %s', told['snapshot'], name)
+        return f'{wish.volume}@{name}'
 
     def _enter(self, row: SnapshotRow, name: str, root: Root, next_ino: int, who: str) -> None:
         store = self._engine.store
@@ -178,14 +229,30 @@ class Recovering:
             )  # fmt: skip
 
 
-def _told(title: str, survey: Survey, healed: dict[bytes, Donor]) -> Object:
-    """Say what a survey found, as DAMAGE.json has it."""
+def _told(wish: Wish, healed: Healed) -> Object:
+    """Say what was found, as DAMAGE.json has it."""
     return {
-        'snapshot': title,
-        'lost': [_told_one(one, healed) for one in survey.lost],
-        'nodes_read': survey.nodes,
-        'references': survey.references,
+        'snapshot': f'{wish.volume}@{wish.snapshot}',
+        'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
+        'nodes_read': healed.first.nodes,
+        'references': healed.first.references,
+        'dry_run': wish.dry_run,
     }
+
+
+def _source(row: SnapshotRow, kept: KeptRow, refused: str | None) -> Object:
+    """Say that a backup has another tree for a snapshot; `refused`: why it was not taken."""
+    return {
+        'backup': kept.backup,
+        'epoch': kept.row.epoch,
+        'root': _tree(kept.row),
+        'root_in_catalog': _tree(row),
+        'refused': refused,
+    }
+
+
+def _tree(row: SnapshotRow) -> Object:
+    return {'id': row.root.hex() if row.root else None, 'items': row.root_items, 'references': row.root_refs}
 
 
 def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,15 +229,21 @@ def _fits(row: Any, shape: tuple[tuple[str, type, bool], ...]) -> bool:
 
 def newest(disk: Disk, store: Path, uuid: bytes) -> Backup | None:
     """Return the newest backup that is whole, or None."""
+    return next(whole(disk, store, uuid), None)
+
+
+def whole(disk: Disk, store: Path, uuid: bytes) -> Iterator[Backup]:
+    """Yield the backups that are whole, the newest first; one at a time is in memory."""
     folder = store / FOLDER
     names = disk.listdir(folder) if disk.exists(folder) else []
     for name in sorted(names, key=_order, reverse=True):
         if _made(name):
             try:
-                return decode(folder / name, disk.read_file(folder / name, limits.BACKUP_BYTES_MAX), uuid)
+                found = decode(folder / name, disk.read_file(folder / name, limits.BACKUP_BYTES_MAX), uuid)
             except (Corrupt, OSError) as error:
                 log.warning('%s', error)
-    return None
+            else:
+                yield found
 
 
 def _text(value: Any) -> bytes:

@@ -19,6 +19,8 @@ EXPECTED = {
     'mirror-gone-top-flip': ('as it was', 23, 23, 23),
     'totals-header': ('as it was', 23, 23, 23),
     'setting-gone': ('after a rebuild', 44, 44, 44),
+    'snapshot-other-root': ('as it was', 23, 44, 44),
+    'snapshot-root-end': ('as it was', 23, 44, 44),
     'live-freed': ('as it was', 44, 44, 44),
     'journal-middle': ('after a rebuild', 44, 44, 44),
     'audit-gone': ('as it was', 44, 44, 44),

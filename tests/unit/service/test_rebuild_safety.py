@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from snapfs import limits
 from snapfs.errors import Corrupt, Held
 from snapfs.format.packs import PACK_HEADER_BYTES, TRAILER_BYTES
 from snapfs.format.records import HEADER_BYTES, decode_header
@@ -124,6 +125,18 @@ def test_damage_in_a_pack_without_footer_costs_that_record_and_no_other(store, k
     with sqlite3.connect(store / 'catalog.sqlite') as db:
         for _, one in [*listed[:1], *listed[2:]]:
             assert db.execute('SELECT 1 FROM chunk WHERE id = ?', (one.id,)).fetchone(), one.id.hex()
+
+
+def test_of_very_much_that_cannot_be_read_not_all_is_named(store, monkeypatch):
+    path = open_pack(store, 1)
+    for offset, header in records(path):
+        flip(path, offset + HEADER_BYTES + header.stored_length // 2)
+    count = len(records(path))
+    assert count > 3
+    lose(store)
+    monkeypatch.setattr(limits, 'REBUILD_BAD_MAX', 2)
+    told = rebuilt(store)
+    assert len(told['bad']) == 2 and told['bad_count'] == count
 
 
 def test_damage_in_a_sealed_pack_whose_footer_is_lost_too_costs_that_record_and_no_other(store):
