@@ -27,6 +27,7 @@ def recover_command(
     every snapshot that shares it. For what is found nowhere a sibling is made, in which it is zeros, and
     DAMAGE.json lists each range. The original stays as it is, and is held.
     """
+    render = _render if verify else _render_known
     found = output.call_watched(
         'recover',
         snapshot=snapshot,
@@ -35,7 +36,7 @@ def recover_command(
         verify=verify,
         dry_run=dry_run,
     )
-    output.show(found, _render)
+    output.show(found, render)
 
 
 def _render(found: Any) -> None:
@@ -53,3 +54,8 @@ def _render(found: Any) -> None:
         output.say(f'{found["snapshot"]} stays as it is, and is held')
     elif rows and not found['dry_run']:
         output.say(f'{found["snapshot"]} is whole again, and so is all that shares with it')
+
+
+def _render_known(found: Any) -> None:
+    _render(found)
+    output.say('Only what is known to be lost was looked for; with --verify all its data is read first')
