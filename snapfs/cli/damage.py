@@ -28,7 +28,8 @@ def damage_command(store_path: str | None, chunks: tuple[str, ...]) -> int:
 
     Lost is what reads, scrubs and recoveries found missing or wrong, what lies in packs that are gone or too
     short, and what the index has lost. Bytes that have rotted in secret are found by `snapfs scrub` and by
-    `snapfs fsck`. Read only; seconds; mounted or not. The exit code is 0 when nothing is lost, 4 otherwise.
+    `snapfs fsck`. Read only; seconds; mounted or not. The exit code is 0 when nothing is lost, and 4 when
+    something is, or could not be checked.
     """
     from tools.checker.check import Options, check
     from tools.checker.findings import Report
@@ -80,7 +81,9 @@ def _render(found: list[Any]) -> None:
                 rows = []
     if rows:
         output.table(COLUMNS, rows, '')
-    if any(one.severity == 'damage' for one in found):
+    if any(one.code.startswith(('catalog-', 'superblock-')) for one in found):
+        output.say('What has lost which bytes cannot be told before that is put right: snapfs fsck says how')
+    elif any(one.severity == 'damage' for one in found):
         output.say('Get back what exists: snapfs recover VOLUME@SNAPSHOT')
     elif not found:
         output.say('Nothing is known to be lost.')

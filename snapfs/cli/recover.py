@@ -30,6 +30,7 @@ def recover_command(
     A snapshot never changes. Where a backup of the catalog (STORE/backups) has another tree for it, the
     catalog is wrong, and the sibling is made of that tree.
     """
+    render = _render if verify else _render_known
     found = output.call_watched(
         'recover',
         snapshot=snapshot,
@@ -38,7 +39,7 @@ def recover_command(
         verify=verify,
         dry_run=dry_run,
     )
-    output.show(found, _render)
+    output.show(found, render)
 
 
 def _render(found: Any) -> None:
@@ -64,3 +65,8 @@ def _render(found: Any) -> None:
         output.say(f'{found["snapshot"]} stays as it is, and is held')
     elif rows and not found['dry_run']:
         output.say(f'{found["snapshot"]} is whole again, and so is all that shares with it')
+
+
+def _render_known(found: Any) -> None:
+    _render(found)
+    output.say('Only what is known to be lost was looked for; with --verify all its data is read first')

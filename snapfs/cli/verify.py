@@ -94,9 +94,9 @@ def _told(title: str, recheck: Recheck, stated: str) -> dict[str, Any]:
 
 
 def _render(found: Any) -> None:
-    output.table(('file', 'chunk', 'why'), [tuple(one.values()) for one in found['wrong']], '')
     if found['wrong']:
-        output.say(f'DAMAGED: {found["damaged"]} chunks. Next: snapfs recover {found["snapshot"]}')
+        output.table(('file', 'chunk', 'why'), [tuple(one.values()) for one in found['wrong']], '')
+        output.say(f'DAMAGED: {found["damaged"]} chunks. Next: snapfs recover --verify {found["snapshot"]}')
     said = '' if found['wanted'] is None else ', as it should be' if found['right'] else ': WRONG'
     output.say(f'root {found["root"]}{said}')
     if not found['right']:

@@ -72,6 +72,17 @@ def place_attributes(
     return attributes
 
 
+def unreadable_attributes(node: int, owner: tuple[int, int], time_ns: int) -> EntryAttributes:
+    """Return what a listing says of a directory that cannot be read: its name, and nothing that is kept.
+
+    Whoever wants more asks again, and gets the error. Without this one damaged tree would make the whole
+    listing unreadable, and hide its neighbours (P7).
+    """
+    attributes = place_attributes(node, stat.S_IFDIR, owner, time_ns, entry_timeout=0.0)
+    attributes.attr_timeout = 0.0
+    return attributes
+
+
 def missing_entry(timeout_seconds: float) -> EntryAttributes:
     """Return the answer 'there is no such name', which the kernel may believe for so long."""
     attributes = EntryAttributes()

@@ -24,9 +24,9 @@ import pyfuse3
 from pyfuse3 import EntryAttributes
 
 from snapfs import limits
-from snapfs.errors import Refused
+from snapfs.errors import Corrupt, Refused
 from snapfs.mount import nodeids
-from snapfs.mount.attributes import inode_attributes, place_attributes
+from snapfs.mount.attributes import inode_attributes, place_attributes, unreadable_attributes
 from snapfs.mount.nodeids import NodeKind
 from snapfs.mount.places import (
     COOKIE_FIRST,
@@ -95,7 +95,11 @@ class SnapshotsDirectory(Place):
             cookie = COOKIE_FIRST + row.number
             if cookie > after:
                 name = byte_name(row.name)
-                attributes = await self._entry(row, name)
+                try:
+                    attributes = await self._entry(row, name)
+                except Corrupt:  # a damaged snapshot must not hide the others
+                    node = nodeids.encode_node(NodeKind.SNAPSHOT, row.number, self.ino)
+                    attributes = unreadable_attributes(node, self.namespace.owner, row.created_ns)
                 if attributes is not None:
                     result.append(PlaceEntry(cookie, name, attributes))
         return result

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfs import limits
-from snapfs.errors import Invalid, SnapfsError, Unavailable
+from snapfs.errors import Corrupt, Invalid, SnapfsError, Unavailable
 from snapfs.service import mounts, runtime, sockets, wire
 from snapfs.world import World
 
@@ -128,9 +128,17 @@ def is_store(path: Path) -> bool:
 
 
 def check_store(path: Path) -> None:
-    """Invalid unless there is a store at `path`."""
-    if not is_store(path):
-        raise Invalid(f'there is no store at {path}', advice=f'snapfs init {path} makes one.')
+    """Invalid unless there is a store at `path`; Corrupt if it is one that has lost its superblock."""
+    if is_store(path):
+        return
+    others = ('catalog.sqlite', 'backups', 'journal')
+    if (path / 'packs').is_dir() and any((path / name).exists() for name in others):
+        # Never `init`: whoever follows that advice after moving things away has two halves of a store.
+        raise Corrupt(
+            f'{path / "superblock"} is missing',
+            advice=f'Put it back from its copy: snapfs rebuild {path} {path / "catalog.new"} --install.',
+        )
+    raise Invalid(f'there is no store at {path}', advice=f'snapfs init {path} makes one.')
 
 
 def call(

@@ -12,6 +12,8 @@ still from the first look until the sibling has its row."""
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +25,11 @@ from snapfs.rescue import sibling
 from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
 from snapfs.rescue.recover_values import Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
 from snapfs.service.collecting import Collecting
+from snapfs.service.mounts import read_mounts
+from snapfs.service.runtime import find_entry
+from snapfs.store import damage
 from snapfs.store.catalog import take_number
+from snapfs.store.registry import check_name
 from snapfs.store.rows import SnapshotRow
 from snapfs.tree import Root
 
@@ -73,7 +79,7 @@ class Recovering:
         was changed but what donors gave back."""
         store = self._engine.store
         row = self._engine.snapshot_find(wish.volume, wish.snapshot)
-        self._refuse(wish)
+        await self._refuse(wish)
         kept = await self._world.run_in_thread(kept_rows, store.disk, store.path, store.superblock.uuid, row)
         if not kept:
             return await self._recover(row, wish, None)
@@ -96,6 +102,7 @@ class Recovering:
         if healed.donors:
             await self._others_whole()
         if healed.rest.lost:
+            await self._note_lost(row, told['snapshot'], healed.rest)
             told['sibling'] = await self._make(row, healed.rest, told, wish)
         return told
 
@@ -112,6 +119,8 @@ class Recovering:
         if not wish.dry_run:
             if healed.donors:
                 await self._others_whole()
+            if healed.rest.lost:
+                await self._note_lost(row, told['snapshot'], healed.rest)
             told['sibling'] = await self._make(kept.row, healed.rest, told, wish)
         return told
 
@@ -140,7 +149,7 @@ class Recovering:
             donors.pop(one.id, None)
         return Healed(first, rest, donors)
 
-    def _refuse(self, wish: Wish) -> None:
+    async def _refuse(self, wish: Wish) -> None:
         """Refuse where a recovery could make things worse."""
         store = self._engine.store
         if store.latched is not None and not wish.dry_run:
@@ -150,11 +159,12 @@ class Recovering:
             )
         if not wish.dry_run and store.free_bytes() < limits.FREE_BYTES_MIN:
             raise Refused(28, f'a recovery needs {limits.FREE_BYTES_MIN // limits.MIB} MiB of free space')
-        for path in wish.donors:
-            if not path.is_dir():
-                raise Refused(2, f'{path} is not a directory')
-        if wish.name is not None and wish.name in self._engine.snapshots_of(self._volume(wish)):
-            raise Refused(17, f'there is a snapshot {wish.volume}@{wish.name} already')
+        if wish.name is not None:
+            check_name(wish.name, 'snapshot')
+            if wish.name in self._engine.snapshots_of(self._volume(wish)):
+                raise Refused(17, f'there is a snapshot {wish.volume}@{wish.name} already')
+        # In a thread: a directory of the mount itself would wait for this very loop, for ever.
+        await self._world.run_in_thread(_check_donors, wish.donors, store.path)
 
     def _volume(self, wish: Wish) -> int:
         head = self._engine.head(wish.volume)
@@ -168,11 +178,16 @@ class Recovering:
         return found
 
     def _free_name(self, row: SnapshotRow, snapshot: str) -> str:
-        wanted, count = f'{snapshot}-recovered', 1
-        while wanted in self._engine.snapshots_of(row.volume):
+        taken, ending, count = self._engine.snapshots_of(row.volume), '-recovered', 1
+        while True:
+            room = limits.VOLUME_NAME_BYTES_MAX - len(ending)
+            stored, start = snapshot.encode('utf-8', 'surrogateescape'), snapshot
+            if len(stored) > room:  # cut behind a whole letter
+                start = stored[:room].decode('utf-8', 'ignore')
+            if start + ending not in taken:
+                return start + ending
             count += 1
-            wanted = f'{snapshot}-recovered-{count}'
-        return wanted
+            ending = f'-recovered-{count}'
 
     def _whole_again(self, view: int) -> None:
         """A volume or snapshot has lost nothing any more: take its mark away."""
@@ -181,6 +196,16 @@ class Recovering:
             db.execute('UPDATE volume SET damaged_ns = NULL WHERE number = ?', (view,))
         self._engine.note_damage(view, None)
         self._engine.core.forget_damage(view)
+
+    async def _note_lost(self, row: SnapshotRow, title: str, rest: Survey) -> None:
+        """Write down what nobody has: by chunk, so that nothing new is shared with it, and by snapshot."""
+        store, now = self._engine.store, self._world.time_ns()
+        lost: dict[bytes, str | None] = {one.id: one.why for one in rest.lost}
+        store.chunks.unreadable.update(lost)
+        await self._world.run_in_thread(damage.record, store.catalog, lost, damage.RECOVERY, now)
+        self._engine.core.report_damage(
+            f'a recovery of {title} found no donor for {len(lost)} chunks', row.number
+        )
 
     async def _others_whole(self) -> None:
         """Look whether what came back was all that other volumes and snapshots had lost."""
@@ -253,6 +278,58 @@ def _source(row: SnapshotRow, kept: KeptRow, refused: str | None) -> Object:
 
 def _tree(row: SnapshotRow) -> Object:
     return {'id': row.root.hex() if row.root else None, 'items': row.root_items, 'references': row.root_refs}
+
+
+def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:
+    donor, unknown = healed.get(one.id), None
+    source = 'zeros' if one.kind == 1 else None
+    if one.kind == 2:
+        unknown = f'names and files of inodes {_ino(one.low)} to {_ino(one.high)}'
+    return {
+        'chunk': one.id.hex(),
+        'kind': 'node' if one.kind == 2 else 'data',
+        'why': one.why,
+        'donor': source if donor is None else f'{donor.path} at {donor.offset}',
+        'offered': [f'{found.path} at {found.offset}' for found in one.donors],
+        'ranges': [_range(use) for use in one.uses],
+        'unknown': unknown,
+    }
+
+
+def _range(use: Use) -> Object:
+    name = bytes.fromhex(use.name).decode('utf-8', 'replace') if use.name else None
+    start, end = (use.start, use.end) if use.end else (None, None)
+    return {'path': use.path, 'start': start, 'end': end, 'attribute': name}
+
+
+def _ino(key: bytes) -> int:
+    return int.from_bytes(key[:8], 'big')
+
+
+def _check_donors(donors: tuple[Path, ...], store: Path) -> None:
+    """Refused for what is no directory, or lies in a mount of this store: it has nothing that the store has
+    not, and whoever reads it in the daemon waits for the daemon. Blocking."""
+    entries = [find_entry(mount) for mount in read_mounts() if mount.is_snapfs]
+    devices = {one.device for one in entries if one is not None and one.store == str(store)}
+    for path in donors:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise Refused(2, f'{path} cannot be searched: {error.strerror}') from None
+        if not stat.S_ISDIR(status.st_mode):
+            raise Refused(2, f'{path} is not a directory')
+        if f'{os.major(status.st_dev)}:{os.minor(status.st_dev)}' in devices:
+            raise Refused(22, f'{path} lies in a mount of this store; donors are files elsewhere')
+
+
+def _told(title: str, survey: Survey, healed: dict[bytes, Donor]) -> Object:
+    """Say what a survey found, as DAMAGE.json has it."""
+    return {
+        'snapshot': title,
+        'lost': [_told_one(one, healed) for one in survey.lost],
+        'nodes_read': survey.nodes,
+        'references': survey.references,
+    }
 
 
 def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:

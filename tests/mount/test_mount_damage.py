@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import sqlite3
 from pathlib import Path
 
 from tests.support.mounted import Mount, names, refused
@@ -60,3 +61,39 @@ def test_a_write_into_a_file_whose_pack_is_missing(mounted: Mount) -> None:
     mounted.start()
     whole = data[:MIDDLE] + NEW + data[MIDDLE + len(NEW) :]
     assert (home / 'lost').read_bytes() == (home / '.snapshots/after/lost').read_bytes() == whole
+
+
+def lose_top_node(store: Path, table: str, name: str) -> None:
+    """Turn a bit in both copies of the top node of a volume or a snapshot."""
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        rows = dict(db.execute('SELECT CAST(name AS TEXT), root FROM ' + table).fetchall())
+    for path in [*(store / 'packs/meta').glob('*/*'), *(store / 'mirror').glob('*/*')]:
+        data = bytearray(path.read_bytes())
+        at = data.find(rows[name])  # in the header of its record; the payload follows
+        if at >= 0:
+            data[at + 60] ^= 1
+            path.write_bytes(data)
+
+
+def test_a_damaged_top_node_does_not_hide_its_neighbours(mounted: Mount) -> None:
+    """P7: a listing names what cannot be read, and all the rest is there as before."""
+    home = mounted.path / 'home'
+    for name in ('one', 'two', 'three'):
+        (home / name).write_text(name)
+        (home / '.snapshots' / name).mkdir()
+    (home / 'now').write_text('now')
+    (mounted.path / 'other').mkdir()
+    (mounted.path / 'other/file').write_text('whole')
+    mounted.stop()
+    lose_top_node(mounted.store, 'snapshot', 'two')
+    mounted.expected += ['the payload has another id', 'not a Zstandard frame', 'damaged: ', 'lookup: ']
+    mounted.start()
+    assert names(home / '.snapshots') == ['one', 'three', 'two']
+    assert names(home / '.snapshots/three') == ['one', 'three', 'two']
+    refused(errno.EIO, os.stat, home / '.snapshots/two')
+    mounted.stop()
+    lose_top_node(mounted.store, 'volume', 'home')
+    mounted.start()
+    assert names(mounted.path) == ['home', 'other']
+    assert (mounted.path / 'other/file').read_text() == 'whole'
+    refused(errno.EIO, os.stat, home)

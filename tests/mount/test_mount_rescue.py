@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounted import Mount
+from tests.support.mounted import SNAPFS, Mount
+from tests.support.mounted import run as run_program
 
 README = Path(__file__).parents[2] / 'README.md'
 HEADING = '## When something is damaged'
@@ -100,3 +101,17 @@ def test_a_lost_catalog_comes_back_by_the_command_of_the_readme(mounted: Mount, 
     mounted.start()
     assert (home / 'a file').read_text() == 'its content'
     assert (home / '.snapshots' / 'monday' / 'a file').read_text() == 'its content'
+
+
+def test_donors_below_the_own_mount_are_refused_and_nobody_hangs(mounted: Mount) -> None:
+    """Whoever looks at the own mount on the daemon's event loop waits for himself."""
+    home = mounted.path / 'home'
+    (home / 'file').write_text('content')
+    (home / '.snapshots/monday').mkdir()
+    words = ['recover', 'home@monday', '--store', mounted.store, '--dry-run', '--donors']
+    for donors in (mounted.path, home, home / '.snapshots'):
+        told = run_program(SNAPFS, *words, donors, fails=True)
+        assert 'lies in a mount of this store' in told
+    assert 'cannot be searched' in run_program(SNAPFS, *words, home / 'nowhere', fails=True)
+    assert 'is not a directory' in run_program(SNAPFS, *words, home / 'file', fails=True)
+    assert 'has lost nothing' in run_program(SNAPFS, *words, mounted.store)

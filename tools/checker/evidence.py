@@ -107,6 +107,8 @@ class Evidence:
             self._torn(files, last)
         except FileNotFoundError as error:
             report.add('journal-bad', 'journal', f'{error.filename}: is not there')
+        except PermissionError as error:  # ours to look for, not the disk's: no damage, and never clean
+            report.could_not('the journal', str(error.strerror))
         except OSError as error:
             report.add('journal-bad', 'journal', f'cannot be read: {error.strerror}')
         except Corrupt as error:
@@ -199,6 +201,8 @@ class Evidence:
                 self._chain(fd, size, base, end)
         except FileNotFoundError:
             self._report.add('audit-broken', 'audit.log', 'is not there')
+        except PermissionError as error:
+            self._report.could_not('audit.log', str(error.strerror))
         except (OSError, Corrupt) as error:
             self._report.add('audit-broken', 'audit.log', getattr(error, 'strerror', None) or str(error))
 

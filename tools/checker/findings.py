@@ -26,13 +26,13 @@ class Code:
     advice: str
 
 
-_RECOVER = 'snapfs recover VOLUME@SNAPSHOT makes a whole sibling, from donors where there are any.'
+_RECOVER = 'snapfs recover --verify VOLUME@SNAPSHOT: donors give back what they have; a sibling is whole.'
 _REBUILD = 'Keep the store as it is; snapfs rebuild puts back what it has lost.'
 _JOURNAL = 'Restore it from a copy of the store; snapfs rebuild --journal goes on without what is damaged.'
 _RESTORE = 'Restore the file from a copy of the store, or ask before going on; delete nothing meanwhile.'
 _COLLECT = 'snapfs collect leaks --request asks for it to be freed.'
 _BUG = 'Please report this: no crash and no disk makes it. Do not let the collector run.'
-_NOTHING = 'Nothing.'
+_NOTHING = 'There is nothing to do.'
 
 CODES = {
     # --- what stands at the top
@@ -67,7 +67,9 @@ CODES = {
     'index-record': Code(DAMAGE, 'the index names a place where this chunk is not', _RECOVER),
     'index-double': Code(DAMAGE, 'two chunks claim the same place', _BUG),
     'mirror-bad': Code(
-        WARNING, 'the second copy of a node would not help', 'Remove it: it is made again within a minute.'
+        WARNING,
+        'the second copy of a node would not help; those of other nodes do',
+        'While anything else is damaged, keep it, and recover first. Then remove it: it is made again.',
     ),
     # --- trees
     'chunk-missing': Code(DAMAGE, 'a part of a file, or of a tree, is nowhere', _RECOVER),

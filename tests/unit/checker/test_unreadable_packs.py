@@ -171,3 +171,14 @@ def test_no_room_for_what_is_noted_is_nobodys_damage(image: Path, monkeypatch: p
     monkeypatch.setattr('tools.checker.spill.Spill.add', full)
     report = report_of(image)
     assert not report.findings and '--scratch' in report.unchecked[0]
+
+
+@pytest.mark.parametrize('parts', [('journal', '0'), ('audit.log',)])
+def test_a_part_that_we_may_not_open_is_not_checked_and_no_damage(image, monkeypatch, parts):
+    """As with packs and the catalog: what is closed to us is never told as damage, nor as clean."""
+    refuse_to_open(monkeypatch, image.joinpath(*parts), errno.EACCES)
+    report = Report()
+    with small():
+        check(image, Options(full=False, jobs=1), report)
+    assert [str(one) for one in report.findings if one.severity == 'damage'] == []
+    assert any('Permission denied' in text for text in report.unchecked)

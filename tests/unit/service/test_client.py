@@ -10,7 +10,7 @@ import trio
 from service_fakes import FakeEngine
 
 from snapfs import limits
-from snapfs.errors import Invalid, Refused, Unavailable
+from snapfs.errors import Corrupt, Invalid, Refused, Unavailable
 from snapfs.service import client, commands, control, mounts, runtime, wire
 
 HELLO = control.Hello(os.getpid(), '/s', '/s/control.sock', '/m', '0:57', 'token', None, None, 5)
@@ -23,6 +23,17 @@ def test_the_store_is_named_by_option_then_environment(store, tmp_path):
         client.locate('/none', {})
     with pytest.raises(Invalid, match='Say --store'):
         client.locate(None, {}, str(tmp_path))
+
+
+@pytest.mark.parametrize('part', ['catalog.sqlite', 'journal', 'backups'])
+def test_a_store_without_its_superblock_is_not_told_to_be_made_anew(tmp_path, part):
+    (tmp_path / part).mkdir()
+    with pytest.raises(Invalid, match='there is no store'):  # it could be anybody's
+        client.locate(str(tmp_path), {})
+    (tmp_path / 'packs').mkdir()
+    with pytest.raises(Corrupt, match='superblock is missing') as caught:
+        client.locate(str(tmp_path), {})
+    assert 'snapfs rebuild' in caught.value.advice and 'init' not in caught.value.advice
 
 
 def test_the_store_is_found_by_the_mount_one_stands_in(monkeypatch, store, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from snapfs import limits
-from snapfs.errors import Latched, Refused
+from snapfs.errors import Invalid, Latched, Refused
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
 from tests.images.image import make
@@ -268,3 +268,49 @@ def test_a_second_sibling_gets_another_name(whole, tmp_path):
     break_it(path, 'payload-flip', seed=1)
     names = [on(path, lambda collecting: Recovering(collecting).run(wish()))['sibling'] for _ in range(2)]
     assert names == ['home@monday-recovered', 'home@monday-recovered-2']
+
+
+@pytest.mark.parametrize('name', ['', '.', '..', '.snapshots', '.snapfs', 'a/b', 'a@b', 'a\nb', 'x' * 256])
+def test_a_sibling_gets_no_name_that_a_snapshot_cannot_have(whole, tmp_path, name):
+    """It would make .snapshots unreadable, and no command could name it."""
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'payload-flip', seed=1)
+    before = rows_of(path)
+    with pytest.raises(Invalid):
+        on(path, lambda collecting: Recovering(collecting).run(wish(name=name)))
+    assert rows_of(path) == before
+
+
+@pytest.mark.parametrize('name', ['x' * 255, 'ä' * 127, 'x' * 245])
+def test_the_name_of_a_sibling_is_cut_to_what_a_name_may_have(whole, tmp_path, name):
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'payload-flip', seed=1)
+
+    async def work(collecting: Collecting) -> list[str]:
+        await collecting.engine.snapshot_rename('home', 'monday', name)
+        told = [await Recovering(collecting).run(wish(snapshot=name)) for _ in range(2)]
+        return [one['sibling'].partition('@')[2] for one in told]
+
+    made = on(path, work)
+    assert made[0].endswith('-recovered') and made[1].endswith('-recovered-2')
+    for one in made:
+        assert len(one.encode()) <= 255
+        assert name.startswith(one.partition('-')[0])
+
+
+def test_what_nobody_has_is_written_down(whole, tmp_path):
+    """The list of snapshots and the map of damage say it at once, and the collector waits."""
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'payload-flip', seed=1)
+
+    async def work(collecting: Collecting) -> tuple[str, Any]:
+        told = await Recovering(collecting).run(wish())
+        assert collecting.engine.snapshot_find('home', 'monday').damaged_ns is not None
+        return told['lost'][0]['chunk'], collecting.engine.status()['health']
+
+    lost, health = on(path, work)
+    assert health.startswith('damaged')
+    with sqlite3.connect(path / 'catalog.sqlite') as db:
+        assert db.execute('SELECT lower(hex(id)), found_by FROM damage').fetchall() == [(lost, 'recovery')]
+        marked = 'SELECT CAST(name AS TEXT) FROM snapshot WHERE damaged_ns IS NOT NULL'
+        assert ('monday',) in db.execute(marked).fetchall()
