@@ -120,6 +120,9 @@ class WordRun(WordFiles):
     async def _open_engine(self) -> None:
         limits.JOURNAL_INLINE_BYTES_MAX = self.inline_bytes
         await super()._open_engine()
+        # Who holds the lock is written into it and never synced: it would double every image from here on.
+        # Only a process that finds the store held reads it. Power cuts before this point leave both.
+        self.disk.written_back(self.path / 'lock')
         self.collecting = OneStep(self.engine, self.world)
         await self.collecting.begin()
 

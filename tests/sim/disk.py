@@ -114,6 +114,13 @@ class SimDisk(Disk):
         files = {file for file in self._files() if file.fd >= 0}
         return len(self._changes) + sum(len(file.pending) for file in files)
 
+    def written_back(self, path: Path) -> None:
+        """The kernel writes a file's bytes to the disk by itself, as it may at any time. No event."""
+        with self._lock:
+            file = self._names[path]
+            assert file is not None
+            file.pending.clear()
+
     def crash(
         self, seed: int, destination: Path, keep: float | None = None, kept: Iterable[bool] | None = None
     ) -> Path:
