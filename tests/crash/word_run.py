@@ -360,13 +360,17 @@ class WordRun(WordFiles):
 def digest_of(path: Path) -> bytes:
     """Return a digest of all names and bytes below a directory."""
     total = blake3()
+    begin = len(str(path))
     for folder, names, files in sorted(os.walk(path)):
-        total.update(f'{os.path.relpath(folder, path)} {sorted(names)} '.encode())
+        total.update(f'{folder[begin:]} {sorted(names)} '.encode())
         for name in sorted(files):
-            with open(os.path.join(folder, name), 'rb') as file:
-                data = file.read()
-            total.update(f'{name} {len(data)} '.encode())
-            total.update(data)
+            fd = os.open(f'{folder}/{name}', os.O_RDONLY)
+            try:
+                size = os.fstat(fd).st_size
+                total.update(f'{name} {size} '.encode())
+                total.update(os.pread(fd, size, 0))
+            finally:
+                os.close(fd)
     return total.digest()
 
 
