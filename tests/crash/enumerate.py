@@ -4,6 +4,7 @@
     --shard K/M           the K-th of M parts, spread evenly; all parts are all words
     --sample N            so many of them, chosen by the seed
     --only 'A, B, C'      one word; with --whole cut in all of its operations. Replays a failure
+    --alone               not in the commit that follows each word: that is a word of one operation more
     --seed N              what is kept of what was not synced, and sizes; odd: on a store that is in use
     --words N             stop after so many; --seconds N: after so long
     --out FILE            a line of JSON for each word; a run that finds the file goes on behind it
@@ -70,6 +71,7 @@ class Outcome:
     images: int = 0  # verified
     repeated: int = 0  # of the same bytes as one before, and held against that one's state
     applied: bool = True
+    alone: bool = False  # no commit followed
     failure: str | None = None
 
 
@@ -113,9 +115,9 @@ class Enumeration:
         """Verify every image anew from here on."""
         self._known.clear()
 
-    def run(self, word: Word, *, whole: bool = False) -> Outcome:
+    def run(self, word: Word, *, whole: bool = False, alone: bool = False) -> Outcome:
         """Run one word and verify every image of it."""
-        outcome = Outcome(word, self.seed)
+        outcome = Outcome(word, self.seed, alone=alone)
         scheduler._r.seed(0)
         folder = self.scratch / 'word'
         try:
@@ -137,7 +139,7 @@ class Enumeration:
         inline = random.Random(f'{outcome.word} {self.seed}').choice(INLINE_BYTES)
         run = WordRun(folder, self.base, self.seed, inline)
         try:
-            await run.run_word(outcome.word, whole=whole)
+            await run.run_word(outcome.word, whole=whole, alone=outcome.alone)
         finally:
             run.end()
         outcome.cuts = run.cuts
@@ -166,6 +168,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument('--sample', type=int)
     found.add_argument('--only')
     found.add_argument('--whole', action='store_true')
+    found.add_argument('--alone', action='store_true')
     found.add_argument('--seed', type=int, default=0)
     found.add_argument('--out', type=Path)
     found.add_argument('--seconds', type=float, default=float('inf'))
@@ -239,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 gc.freeze()  # what stays (modules, base, what is remembered) is not looked at again
             if time.monotonic() - began > arguments.seconds:
                 break
-            outcome = enumeration.run(word, whole=arguments.whole)
+            outcome = enumeration.run(word, whole=arguments.whole, alone=arguments.alone)
             outcomes.append(asdict(outcome))
             if arguments.out is not None:
                 with arguments.out.open('a') as file:

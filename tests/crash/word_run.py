@@ -131,8 +131,9 @@ class WordRun(WordFiles):
         await self.engine.close()
 
     # --- one word ----------------------------------------------------------------------------------------
-    async def run_word(self, word: Word, *, whole: bool = False) -> None:
-        """Do it; afterwards `left` has the images. `whole`: of all operations, not only of the last."""
+    async def run_word(self, word: Word, *, whole: bool = False, alone: bool = False) -> None:
+        """Do it; afterwards `left` has the images. `whole`: of all operations, not only of the last.
+        `alone`: no commit follows."""
         self.word = word
         self.disk.on_event = None
         await self._open_engine()
@@ -143,10 +144,11 @@ class WordRun(WordFiles):
                 self.disk.on_event = self._image
             await self.operation(name)
         self._image('the end')
-        self.world.tick += 1
-        self.steps.append('(commit)')
-        await self.commit()
-        self._image('the end of the commit')
+        if not alone:
+            self.world.tick += 1
+            self.steps.append('(commit)')
+            await self.commit()
+            self._image('the end of the commit')
         self.disk.on_event = None
         for pair in self.pairs.values():
             await pair.check()
