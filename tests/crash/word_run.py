@@ -83,8 +83,9 @@ class Base:
     models: dict[int, Node]
     roots: dict[int, Node]
     taken: frozenset[str]
-    a: int  # inode numbers of files A and B
+    a: int  # inode numbers of files A and B, and of the directory
     b: int
+    d: int
 
 
 class WordRun(WordFiles):
@@ -103,7 +104,7 @@ class WordRun(WordFiles):
         self.word: Word = ()
         self.wanted = ''  # the kind of request that is taken back
         if base is not None:
-            self.a, self.b = base.a, base.b
+            self.a, self.b, self.d = base.a, base.b, base.d
             self.oracle = copy.deepcopy(base.oracle)
             self.models = copy.deepcopy(base.models)
             self._taken = set(base.taken)
@@ -393,7 +394,7 @@ async def make_base(folder: Path, seed: int = 0) -> Base:
         await run._do(main.make(path[:-1], path[-1], FILE))
         await run._do(main.write(path, 0, noise(size, size)))
     await run._do(main.set_xattr([b'f'], b'user.a', b'value'))
-    run.a, run.b = main.node([b'f']).ino, main.node([b'd', b'g']).ino
+    run.a, run.b, run.d = (main.node(path).ino for path in ([b'f'], [b'd', b'g'], [b'd']))
     await run.operation('create volume')
     await run.operation('create volume')
     for number in (2, 3):
@@ -413,4 +414,4 @@ async def make_base(folder: Path, seed: int = 0) -> Base:
     run.disk.forget()
     roots = {number: pair.root for number, pair in run.pairs.items()}
     taken = frozenset(run._taken)
-    return Base(run.disk.root, run.oracle, run.models, roots, taken, run.a, run.b)
+    return Base(run.disk.root, run.oracle, run.models, roots, taken, run.a, run.b, run.d)
