@@ -2,8 +2,8 @@
 
 A word is cut at each event of its last operation and at its end; the events before are those of shorter
 words. Unless it is run `--alone` a commit follows, and is cut too: that is the word with `commit` behind it,
-whose images are the same to the byte (but for those kept by chance), one operation longer. So the words of N
-with a commit reach beyond N, and the words of N alone are all there is of N.
+whose images are the same to the byte (but for what chance decides: what is kept, what goes inline). So the
+words of N with a commit reach beyond N, and the words of N alone are all there is of N.
 
     --length N            of words; all of 1 and 2 take minutes, those of 3 hours
     --shard K/M           the K-th of M parts, spread evenly; all parts are all words
