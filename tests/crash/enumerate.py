@@ -1,9 +1,15 @@
 """Every workload of a few operations, with a power cut at every event: `python -m tests.crash.enumerate`.
 
+A word is cut at each event of its last operation and at its end; the events before are those of shorter
+words. Unless it is run `--alone` a commit follows, and is cut too: that is the word with `commit` behind it,
+whose images are the same to the byte (but for what chance decides: what is kept, what goes inline). So the
+words of N with a commit reach beyond N, and the words of N alone are all there is of N.
+
     --length N            of words; all of 1 and 2 take minutes, those of 3 hours
     --shard K/M           the K-th of M parts, spread evenly; all parts are all words
     --sample N            so many of them, chosen by the seed
     --only 'A, B, C'      one word; with --whole cut in all of its operations. Replays a failure
+    --alone               not in the commit that follows each word: that is a word of one operation more
     --seed N              what is kept of what was not synced, and sizes; odd: on a store that is in use
     --words N             stop after so many; --seconds N: after so long
     --out FILE            a line of JSON for each word; a run that finds the file goes on behind it
@@ -14,6 +20,7 @@ Exits with 1 when there is a failure; each is told with a command that replays i
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -38,6 +45,7 @@ from snapfs.store import horizon
 from snapfs.tree import apply
 from tests.crash.alphabet import OPERATIONS, Word, words
 from tests.crash.oracle import Found
+from tests.crash.remembered import remembering
 from tests.crash.word_files import CannotApply
 from tests.crash.word_run import Base, WordRun, make_base
 from tests.crash.word_verify import verify_left
@@ -55,6 +63,7 @@ SMALL = {
 INLINE_BYTES = (0, 4 * limits.KIB, 64 * limits.KIB)
 NODE_BYTES = 700
 KNOWN_MAX = 500
+TIDY_WORDS = 25  # Python's own collector runs after so many: by itself it takes an eighth of all time
 
 
 @dataclass(slots=True)
@@ -67,6 +76,7 @@ class Outcome:
     images: int = 0  # verified
     repeated: int = 0  # of the same bytes as one before, and held against that one's state
     applied: bool = True
+    alone: bool = False  # no commit followed
     failure: str | None = None
 
 
@@ -84,7 +94,8 @@ def small(scratch: Path) -> Iterator[None]:
     apply.__kwdefaults__['target_bytes'] = NODE_BYTES
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     try:
-        yield
+        with remembering():
+            yield
     finally:
         for name, value in before.items():
             setattr(limits, name, value)
@@ -109,9 +120,9 @@ class Enumeration:
         """Verify every image anew from here on."""
         self._known.clear()
 
-    def run(self, word: Word, *, whole: bool = False) -> Outcome:
+    def run(self, word: Word, *, whole: bool = False, alone: bool = False) -> Outcome:
         """Run one word and verify every image of it."""
-        outcome = Outcome(word, self.seed)
+        outcome = Outcome(word, self.seed, alone=alone)
         scheduler._r.seed(0)
         folder = self.scratch / 'word'
         try:
@@ -133,7 +144,7 @@ class Enumeration:
         inline = random.Random(f'{outcome.word} {self.seed}').choice(INLINE_BYTES)
         run = WordRun(folder, self.base, self.seed, inline)
         try:
-            await run.run_word(outcome.word, whole=whole)
+            await run.run_word(outcome.word, whole=whole, alone=outcome.alone)
         finally:
             run.end()
         outcome.cuts = run.cuts
@@ -162,6 +173,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument('--sample', type=int)
     found.add_argument('--only')
     found.add_argument('--whole', action='store_true')
+    found.add_argument('--alone', action='store_true')
     found.add_argument('--seed', type=int, default=0)
     found.add_argument('--out', type=Path)
     found.add_argument('--seconds', type=float, default=float('inf'))
@@ -228,16 +240,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=place(), prefix='snapfs-words-') as scratch, small(Path(scratch)):
         enumeration = Enumeration(Path(scratch), arguments.seed)
-        for word in todo[: arguments.words]:
+        gc.disable()
+        for number, word in enumerate(todo[: arguments.words]):
+            if number % TIDY_WORDS == 0:
+                gc.collect()
+                gc.freeze()  # what stays (modules, base, what is remembered) is not looked at again
             if time.monotonic() - began > arguments.seconds:
                 break
-            outcome = enumeration.run(word, whole=arguments.whole)
+            outcome = enumeration.run(word, whole=arguments.whole, alone=arguments.alone)
             outcomes.append(asdict(outcome))
             if arguments.out is not None:
                 with arguments.out.open('a') as file:
                     file.write(json.dumps(asdict(outcome)) + '\n')
             if outcome.failure is not None:
                 print(f'FAILED {outcome.failure}\n  {replay(outcome)}', flush=True)
+    gc.enable()
     seconds = time.monotonic() - began
     totals = _totals(arguments.out, outcomes)
     print(

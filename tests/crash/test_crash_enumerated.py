@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from snapfs.collect.batches import Batches
 from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.volume.administration import Administration
+from snapfs.volume.engine import Engine
 from snapfs.volume.files import Files
 from snapfs.volume.head import Head
 from tests.crash.alphabet import OPERATIONS, Word, words
+from tests.crash.attributes import TickWorld
 from tests.crash.enumerate import Enumeration, Outcome, chosen, main, parser, place, replay, small
 from tests.crash.test_crash_workloads import SEEDS
 from tests.sim.disk import SimDisk
+from tests.support.fsck import damages
 
 SAMPLE = 1  # words of two and of three operations for each seed
 
@@ -89,6 +94,41 @@ def test_the_list_is_canonical() -> None:
 def test_parts_are_the_whole() -> None:
     parts = [chosen(parser().parse_args(['--length', '2', '--shard', f'{n}/7'])) for n in range(1, 8)]
     assert sorted(word for part in parts for word in part) == sorted(words(2))
+
+
+@pytest.mark.slow
+def test_a_word_alone_is_cut_in_itself(enumeration: Enumeration) -> None:
+    """Without the commit that follows, a word has the cuts of its last operation and one at its end."""
+    enumeration.seed = 0
+    alone = enumeration.run(('create',), alone=True)
+    check([alone])
+    assert (alone.cuts, alone.alone) == (1, True)
+    committed = enumeration.run(('create', 'commit'), alone=True)
+    check([committed])
+    both = enumeration.run(('create',))
+    check([both])
+    assert both.cuts == alone.cuts + committed.cuts
+    assert both.repeated >= committed.images, 'the commit that follows is the longer word, to the byte'
+
+
+@pytest.mark.slow
+def test_the_text_of_the_lock_means_nothing(enumeration: Enumeration, tmp_path: Path) -> None:
+    """So no image needs to be without it (WordRun._open_engine)."""
+    shutil.copytree(enumeration.base.root, tmp_path / 'root')
+    store = tmp_path / 'root' / 'store'
+    for text in (b'', b'\0' * 4096, b'[1, "elsewhere", 2, ""]', b'\xff' * 9000):
+        (store / 'lock').write_bytes(text)
+        assert damages(store) == []
+
+        async def opens() -> str:
+            disk = SimDisk(store.parent)
+            engine = await Engine.open(store, disk, TickWorld())
+            health: str = engine.health()
+            await engine.close()
+            disk.forget()
+            return health
+
+        assert trio.run(opens) == 'ok'
 
 
 @pytest.mark.slow

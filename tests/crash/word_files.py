@@ -25,7 +25,8 @@ class CannotApply(Exception):
 
 
 class WordFiles(Run):
-    """The half of a run that is about files. `a` and `b`: inode numbers of files A and B."""
+    """The half of a run that is about files. `a` and `b`: inode numbers of files A and B; `d`: of the
+    directory."""
 
     pair_type = FullPair
     freeze = staticmethod(freeze_full)
@@ -33,7 +34,7 @@ class WordFiles(Run):
     empty: ClassVar[Tree] = ('dir', DIRECTORY, (), (), (limits.INO_ROOT, owner, 0, BORN))
     volumes_max = 20
     world: TickWorld
-    a = b = 0
+    a = b = d = 0
     open_file: tuple[Head, Any] | None = None  # one without a name
 
     # --- what operations are about -----------------------------------------------------------------------
@@ -67,8 +68,8 @@ class WordFiles(Run):
         return self._unused('n').encode()
 
     def _directory(self) -> list[bytes]:
-        """Where the directory is that `rename tree` moves."""
-        return [b'd'] if b'd' in self.main.root.entries else [b't', b'd']
+        """Where the directory is that `rename tree` moves. B is in it: without B it may have been renamed."""
+        return self._paths_of(self.d)[0]
 
     async def _do(self, change: Any) -> None:
         await change

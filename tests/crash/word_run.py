@@ -83,8 +83,9 @@ class Base:
     models: dict[int, Node]
     roots: dict[int, Node]
     taken: frozenset[str]
-    a: int  # inode numbers of files A and B
+    a: int  # inode numbers of files A and B, and of the directory
     b: int
+    d: int
 
 
 class WordRun(WordFiles):
@@ -103,7 +104,7 @@ class WordRun(WordFiles):
         self.word: Word = ()
         self.wanted = ''  # the kind of request that is taken back
         if base is not None:
-            self.a, self.b = base.a, base.b
+            self.a, self.b, self.d = base.a, base.b, base.d
             self.oracle = copy.deepcopy(base.oracle)
             self.models = copy.deepcopy(base.models)
             self._taken = set(base.taken)
@@ -120,6 +121,9 @@ class WordRun(WordFiles):
     async def _open_engine(self) -> None:
         limits.JOURNAL_INLINE_BYTES_MAX = self.inline_bytes
         await super()._open_engine()
+        # Who holds the lock is written into it and never synced: it would double every image from here on.
+        # Only a process that finds the store held reads it. Power cuts before this point leave both.
+        self.disk.written_back(self.path / 'lock')
         self.collecting = OneStep(self.engine, self.world)
         await self.collecting.begin()
 
@@ -128,8 +132,9 @@ class WordRun(WordFiles):
         await self.engine.close()
 
     # --- one word ----------------------------------------------------------------------------------------
-    async def run_word(self, word: Word, *, whole: bool = False) -> None:
-        """Do it; afterwards `left` has the images. `whole`: of all operations, not only of the last."""
+    async def run_word(self, word: Word, *, whole: bool = False, alone: bool = False) -> None:
+        """Do it; afterwards `left` has the images. `whole`: of all operations, not only of the last.
+        `alone`: no commit follows."""
         self.word = word
         self.disk.on_event = None
         await self._open_engine()
@@ -140,10 +145,11 @@ class WordRun(WordFiles):
                 self.disk.on_event = self._image
             await self.operation(name)
         self._image('the end')
-        self.world.tick += 1
-        self.steps.append('(commit)')
-        await self.commit()
-        self._image('the end of the commit')
+        if not alone:
+            self.world.tick += 1
+            self.steps.append('(commit)')
+            await self.commit()
+            self._image('the end of the commit')
         self.disk.on_event = None
         for pair in self.pairs.values():
             await pair.check()
@@ -357,13 +363,17 @@ class WordRun(WordFiles):
 def digest_of(path: Path) -> bytes:
     """Return a digest of all names and bytes below a directory."""
     total = blake3()
+    begin = len(str(path))
     for folder, names, files in sorted(os.walk(path)):
-        total.update(f'{os.path.relpath(folder, path)} {sorted(names)} '.encode())
+        total.update(f'{folder[begin:]} {sorted(names)} '.encode())
         for name in sorted(files):
-            with open(os.path.join(folder, name), 'rb') as file:
-                data = file.read()
-            total.update(f'{name} {len(data)} '.encode())
-            total.update(data)
+            fd = os.open(f'{folder}/{name}', os.O_RDONLY)
+            try:
+                size = os.fstat(fd).st_size
+                total.update(f'{name} {size} '.encode())
+                total.update(os.pread(fd, size, 0))
+            finally:
+                os.close(fd)
     return total.digest()
 
 
@@ -384,7 +394,7 @@ async def make_base(folder: Path, seed: int = 0) -> Base:
         await run._do(main.make(path[:-1], path[-1], FILE))
         await run._do(main.write(path, 0, noise(size, size)))
     await run._do(main.set_xattr([b'f'], b'user.a', b'value'))
-    run.a, run.b = main.node([b'f']).ino, main.node([b'd', b'g']).ino
+    run.a, run.b, run.d = (main.node(path).ino for path in ([b'f'], [b'd', b'g'], [b'd']))
     await run.operation('create volume')
     await run.operation('create volume')
     for number in (2, 3):
@@ -404,4 +414,4 @@ async def make_base(folder: Path, seed: int = 0) -> Base:
     run.disk.forget()
     roots = {number: pair.root for number, pair in run.pairs.items()}
     taken = frozenset(run._taken)
-    return Base(run.disk.root, run.oracle, run.models, roots, taken, run.a, run.b)
+    return Base(run.disk.root, run.oracle, run.models, roots, taken, run.a, run.b, run.d)

@@ -89,13 +89,16 @@ class SimDisk(Disk):
         self._changes: list[NameChange] = []
         self._fds: dict[int, File] = {}
         self._images: dict[Path, bytes] = {}
-        for path in sorted(root.rglob('*')):
-            if path.is_dir():
-                self._names[path] = None
-            elif path.is_file() and not path.name.endswith(('-wal', '-shm')):
-                self._names[path] = File(os.open(path, os.O_RDONLY))
-                if path.suffix == '.sqlite':
-                    self._images[path] = path.read_bytes()
+        for folder, folders, files in os.walk(root):
+            above = Path(folder)
+            for name in folders:
+                self._names[above / name] = None
+            for name in files:
+                path = above / name
+                if path.is_file() and not name.endswith(('-wal', '-shm')):
+                    self._names[path] = File(os.open(path, os.O_RDONLY))
+                    if path.suffix == '.sqlite':
+                        self._images[path] = path.read_bytes()
         self._durable = dict(self._names)
 
     # --- what a test does --------------------------------------------------------------------------------
@@ -113,6 +116,13 @@ class SimDisk(Disk):
         """Return of how many changes of names and of files a power cut now could keep any."""
         files = {file for file in self._files() if file.fd >= 0}
         return len(self._changes) + sum(len(file.pending) for file in files)
+
+    def written_back(self, path: Path) -> None:
+        """The kernel writes a file's bytes to the disk by itself, as it may at any time. No event."""
+        with self._lock:
+            file = self._names[path]
+            assert file is not None
+            file.pending.clear()
 
     def crash(
         self, seed: int, destination: Path, keep: float | None = None, kept: Iterable[bool] | None = None
@@ -133,16 +143,18 @@ class SimDisk(Disk):
                 if chance.random() < keep:
                     _apply(names, change)
             destination.mkdir()
+            begin, there = len(str(self.root)), {str(destination)}
             for path in sorted(names):
-                target = destination / path.relative_to(self.root)
+                target = f'{destination}{str(path)[begin:]}'
                 file = names[path]
-                if not target.parent.is_dir():
+                if os.path.dirname(target) not in there:
                     continue  # its directory was lost
                 if file is None:
-                    target.mkdir(DIRECTORY_MODE)
+                    os.mkdir(target, DIRECTORY_MODE)
+                    there.add(target)
                 elif path.suffix == '.sqlite':
-                    target.write_bytes(self._images.get(path, b''))
-                    target.chmod(FILE_MODE)
+                    Path(target).write_bytes(self._images.get(path, b''))
+                    os.chmod(target, FILE_MODE)
                 else:
                     _write_file(file, target, chance, keep)
             return destination
@@ -327,7 +339,7 @@ def _apply(names: dict[Path, File | None], change: NameChange) -> None:
         names[change.new] = change.what
 
 
-def _write_file(file: File, target: Path, chance: random.Random, keep: float) -> None:
+def _write_file(file: File, target: str, chance: random.Random, keep: float) -> None:
     """Write what a power cut could leave of a file: its durable bytes and a choice of what came after."""
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE)
     try:

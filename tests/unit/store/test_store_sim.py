@@ -61,6 +61,25 @@ def test_what_was_not_synced_may_be_there_in_every_way(tmp_path):
     assert any(some and not first for _, some, _, first in seen), 'a later sector without an earlier one'
 
 
+def test_what_the_kernel_wrote_back_is_always_there(tmp_path):
+    def make(disk, root):
+        for name in 'ab':
+            disk.close(disk.open_write(root / name, create=True))
+        disk.sync_directory(root)
+        for name in 'ab':
+            fd = disk.open_write(root / name, create=False)
+            disk.pwrite(fd, [b'x' * 2000], 0)
+            disk.close(fd)
+        events = disk.events
+        disk.written_back(root / 'a')
+        assert disk.events == events
+        assert disk.unsynced_count() == 1
+
+    found = [left_by(make, tmp_path, seed) for seed in SEEDS]
+    assert all(one['a'] == b'x' * 2000 for one in found)
+    assert not all(one['b'] == b'x' * 2000 for one in found)
+
+
 def test_a_name_that_was_not_synced_may_go(tmp_path):
     def make(disk, root):
         fd = disk.open_write(root / 'a', create=True)
