@@ -320,39 +320,3 @@ def _check_donors(donors: tuple[Path, ...], store: Path) -> None:
             raise Refused(2, f'{path} is not a directory')
         if f'{os.major(status.st_dev)}:{os.minor(status.st_dev)}' in devices:
             raise Refused(22, f'{path} lies in a mount of this store; donors are files elsewhere')
-
-
-def _told(title: str, survey: Survey, healed: dict[bytes, Donor]) -> Object:
-    """Say what a survey found, as DAMAGE.json has it."""
-    return {
-        'snapshot': title,
-        'lost': [_told_one(one, healed) for one in survey.lost],
-        'nodes_read': survey.nodes,
-        'references': survey.references,
-    }
-
-
-def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:
-    donor, unknown = healed.get(one.id), None
-    source = 'zeros' if one.kind == 1 else None
-    if one.kind == 2:
-        unknown = f'names and files of inodes {_ino(one.low)} to {_ino(one.high)}'
-    return {
-        'chunk': one.id.hex(),
-        'kind': 'node' if one.kind == 2 else 'data',
-        'why': one.why,
-        'donor': source if donor is None else f'{donor.path} at {donor.offset}',
-        'offered': [f'{found.path} at {found.offset}' for found in one.donors],
-        'ranges': [_range(use) for use in one.uses],
-        'unknown': unknown,
-    }
-
-
-def _range(use: Use) -> Object:
-    name = bytes.fromhex(use.name).decode('utf-8', 'replace') if use.name else None
-    start, end = (use.start, use.end) if use.end else (None, None)
-    return {'path': use.path, 'start': start, 'end': end, 'attribute': name}
-
-
-def _ino(key: bytes) -> int:
-    return int.from_bytes(key[:8], 'big')
