@@ -143,8 +143,12 @@ class Remembered:
             self.packs.keep(key, (replace(result, findings=[]), noting.rows))
         return result
 
-    def check_catalog(self, catalog: Catalog) -> None:
-        """Do what Catalog.check does."""
+    def check_catalog(self, catalog: Catalog, closer: bool) -> None:
+        """Do what Catalog.check does. One that leaves the rows to others is not remembered; and rows of a
+        remembered one are read by queries: what knows pages knows those of a copy that is gone."""
+        if not closer:
+            check_catalog(catalog, closer=closer)
+            return
         store, report = catalog._store, catalog._report
         key = _catalog_key(store)
         self.asked += 1
@@ -158,7 +162,7 @@ class Remembered:
         before = (len(report.counts), report.not_checked)
         self.checks = True
         try:
-            check_catalog(catalog)
+            check_catalog(catalog, closer=True)
         finally:
             self.checks = False
         if catalog.sound and before == (0, 0) == (len(report.counts), report.not_checked):
@@ -241,7 +245,7 @@ def remembering() -> Iterator[Remembered]:
     """Let fsck, in this process, remember. Not for threads, nor for more than one such block at a time."""
     mine = Remembered()
     checker.look = mine.look  # type: ignore[attr-defined]
-    Catalog.check = lambda catalog: mine.check_catalog(catalog)  # type: ignore[method-assign]
+    Catalog.check = lambda catalog, *, closer: mine.check_catalog(catalog, closer)  # type: ignore[method-assign]
     Evidence.check = lambda evidence: mine.check_evidence(evidence)  # type: ignore[method-assign]
     Store.connect = lambda store: mine.connect(store)  # type: ignore[method-assign]
     Store.close = lambda store: mine.close(store)  # type: ignore[method-assign]
