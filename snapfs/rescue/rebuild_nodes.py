@@ -13,14 +13,14 @@ _TABLES = (
     'CREATE TABLE below (id BLOB PRIMARY KEY) WITHOUT ROWID',
     'CREATE TABLE before (id BLOB PRIMARY KEY) WITHOUT ROWID',
     'CREATE TABLE named (id BLOB PRIMARY KEY) WITHOUT ROWID',
-    'CREATE TABLE freed (name BLOB, offset INTEGER, id BLOB, batch INTEGER, PRIMARY KEY (name, offset, id)) '
+    'CREATE TABLE receipted (name BLOB, offset INTEGER, id BLOB, batch INTEGER, PRIMARY KEY (name, offset, id)) '
     'WITHOUT ROWID',
 )
 _NODE = 'INSERT OR IGNORE INTO node VALUES (?, ?, ?)'
 _BELOW = 'INSERT OR IGNORE INTO below VALUES (?)'
 _BEFORE = 'INSERT OR IGNORE INTO before VALUES (?)'
 _NAMED = 'INSERT OR IGNORE INTO named VALUES (?)'
-_FREED = 'INSERT OR REPLACE INTO freed VALUES (?, ?, ?, ?)'
+_FREED = 'INSERT OR REPLACE INTO receipted VALUES (?, ?, ?, ?)'
 _TOPS_COUNT = (
     'SELECT count(*) FROM node WHERE id NOT IN (SELECT id FROM below) AND id NOT IN (SELECT id FROM named)'
 )
@@ -47,7 +47,7 @@ class Nodes:
 
     def freed_in(self, name: bytes) -> dict[tuple[bytes, int], int]:
         """Return what of a pack was freed: (id, offset) to batch."""
-        rows = self._table.query('SELECT id, offset, batch FROM freed WHERE name = ?', (name,))
+        rows = self._table.query('SELECT id, offset, batch FROM receipted WHERE name = ?', (name,))
         return {(id, offset): batch for id, offset, batch in rows}
 
     # --- nodes -------------------------------------------------------------------------------------------
