@@ -10,6 +10,7 @@ the file are hostile: each is checked before it is used."""
 from __future__ import annotations
 
 import gc
+import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ class Rows:
         self._seen = 0
         leaves: list[NDArray[np.int64]] = []
         between: list[NDArray[np.int64]] = []  # rows of interior pages, as places in the file
-        self._walk(self._open(), self._root(table), 0, leaves, between)
+        self._walk(self._root(table), 0, leaves, between)
         self._leaves = np.concatenate(leaves)
         self._between = np.concatenate(between) if between else np.zeros(0, dtype=np.int64)
         # Between two leaves that are neighbours stands one row: where it begins, the left one has ended.
@@ -153,56 +154,54 @@ class Rows:
             raise Unusual
         return int(found[0][0])
 
-    def _open(self) -> NDArray[np.uint8]:
-        """Return the file as pages."""
-        if self._pages < 2:
+    def _read(self, numbers: list[int]) -> NDArray[np.uint8]:
+        """Return these pages. Not by mapping the file: of what is mapped the kernel takes in whole
+        neighbourhoods, and a part has pages all over it."""
+        size = self._page_bytes
+        if numbers and not 2 <= min(numbers) <= max(numbers) <= self._pages:
             raise Unusual
-        data = np.memmap(self._copy, dtype=np.uint8, mode='r', shape=(self._pages, self._page_bytes))
-        return data.view(np.ndarray)
+        data = bytearray(len(numbers) * size)
+        view = memoryview(data)
+        with self._copy.open('rb', buffering=0) as file:
+            fd = file.fileno()
+            for at, number in enumerate(numbers):
+                if os.preadv(fd, [view[at * size : (at + 1) * size]], (number - 1) * size) != size:
+                    raise Unusual
+        return np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
 
     # --- the tree of pages -------------------------------------------------------------------------------
     def _walk(
-        self,
-        file: NDArray[np.uint8],
-        page: int,
-        level: int,
-        leaves: list[NDArray[np.int64]],
-        between: list[NDArray[np.int64]],
+        self, page: int, level: int, leaves: list[NDArray[np.int64]], between: list[NDArray[np.int64]]
     ) -> None:
         """Append the leaves below a page, and the rows between them, in the order of ids."""
-        kind = self._kind(file, page)
+        data = self._read([page])[0]
+        kind = int(data[0])
         if kind == LEAF and level == 0:
             leaves.append(np.array([page], dtype=np.int64))
             return
         self._seen += 1
         if kind != INTERIOR or level >= LEVELS_MAX or self._seen > self._pages:
             raise Unusual
-        data = file[page - 1]
         count = int.from_bytes(data[3:5].tobytes(), 'big')
         begin = INTERIOR_HEADER_BYTES + 2 * count
         if not count or begin > self._page_bytes:
             raise Unusual
         cells = data[INTERIOR_HEADER_BYTES:begin].tobytes()
         places = np.frombuffer(cells, dtype='>u2').astype(np.int64)
-        if int(places.min()) < begin or int(places.max()) + CHILD_BYTES > self._page_bytes:
+        if int(places.min()) < begin or int(places.max()) + CHILD_BYTES >= self._page_bytes:
             raise Unusual
         left = data[places[:, None] + np.arange(CHILD_BYTES)].tobytes()
         right = data[LEAF_HEADER_BYTES:INTERIOR_HEADER_BYTES].tobytes()
         children = np.frombuffer(left + right, dtype='>u4').astype(np.int64)
         rows = (page - 1) * self._page_bytes + places + CHILD_BYTES
-        if self._kind(file, int(children[0])) == LEAF:  # then all are: a tree is of one height everywhere
+        if self._read(children[:1].tolist())[0, 0] == LEAF:  # then all are: a tree has one height everywhere
             leaves.append(children)
             between.append(rows)
             return
         for index, child in enumerate(children.tolist()):
-            self._walk(file, child, level + 1, leaves, between)
+            self._walk(child, level + 1, leaves, between)
             if index < count:
                 between.append(rows[index : index + 1])
-
-    def _kind(self, file: NDArray[np.uint8], page: int) -> int:
-        if not 2 <= page <= self._pages:
-            raise Unusual
-        return int(file[page - 1, 0])
 
     # --- rows --------------------------------------------------------------------------------------------
     def slices(self) -> int:
@@ -234,9 +233,7 @@ class Rows:
         return Columns(*(column[order] for column in columns))
 
     def _take_leaves(self, numbers: NDArray[np.int64]) -> Columns:
-        if int(numbers.min()) < 2 or int(numbers.max()) > self._pages:
-            raise Unusual
-        pages = self._open()[numbers - 1]
+        pages = self._read(numbers.tolist())
         counts = pages[:, 3:5].astype(np.int64) @ np.array([256, 1])
         begins = LEAF_HEADER_BYTES + 2 * counts
         if bool((pages[:, 0] != LEAF).any()) or int(begins.max()) > self._page_bytes:
@@ -252,13 +249,18 @@ class Rows:
         return self._take(pages.ravel(), rows)
 
     def _take_between(self, rows: NDArray[np.int64]) -> Columns:
-        return self._take(self._open().ravel(), rows)
+        numbers, at = np.unique(rows // self._page_bytes, return_inverse=True)
+        pages = self._read((numbers + 1).tolist())
+        return self._take(pages.ravel(), at * self._page_bytes + rows % self._page_bytes)
 
     def _take(self, data: NDArray[np.uint8], rows: NDArray[np.int64]) -> Columns:
         """Take rows apart; `rows`: where each begins in `data`, which is whole pages."""
+        if not len(rows):
+            none = np.zeros(0, dtype=np.int64)
+            return Columns(none.astype(np.uint64), none.astype(np.uint64), *[none] * NUMBERS)
         room = self._page_bytes - rows % self._page_bytes
         header = 1 + self._columns  # its own size, and a type for each column
-        if len(rows) and int(room.min()) < 1 + header + limits.ID_BYTES:
+        if int(room.min()) < 1 + header + limits.ID_BYTES:
             raise Unusual
         heads = np.ascontiguousarray(_windows(data, 1 + header)[rows].T)  # by column, as all that follows
         types = heads[3 : 3 + NUMBERS]
