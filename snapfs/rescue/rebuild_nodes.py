@@ -13,8 +13,8 @@ _TABLES = (
     'CREATE TABLE below (id BLOB PRIMARY KEY) WITHOUT ROWID',
     'CREATE TABLE before (id BLOB PRIMARY KEY) WITHOUT ROWID',
     'CREATE TABLE named (id BLOB PRIMARY KEY) WITHOUT ROWID',
-    'CREATE TABLE receipted (name BLOB, offset INTEGER, id BLOB, batch INTEGER, PRIMARY KEY (name, offset, id)) '
-    'WITHOUT ROWID',
+    'CREATE TABLE receipted (name BLOB, offset INTEGER, id BLOB, batch INTEGER, '
+    'PRIMARY KEY (name, offset, id)) WITHOUT ROWID',
 )
 _NODE = 'INSERT OR IGNORE INTO node VALUES (?, ?, ?)'
 _BELOW = 'INSERT OR IGNORE INTO below VALUES (?)'
