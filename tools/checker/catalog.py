@@ -193,7 +193,7 @@ class Catalog:
         try:
             # SQLite lets other threads run while it works, and this takes long.
             with ThreadPoolExecutor(1) as pool:
-                pages = pool.submit(self._pages)
+                pages = pool.submit(check_pages, self._store, self._report)
                 same = self._schema(db)
                 possible = {table for table in BIG if same and self._places_can_be(db, table)}
             # In tables that are STRICT an integrity check also looks at the type of each value.
@@ -257,9 +257,6 @@ class Catalog:
             return not query(db, f'SELECT 1 FROM {table} WHERE {_PLACE} LIMIT 1')
         except sqlite3.Error:
             return False  # whoever looks closer tells what it is
-
-    def _pages(self) -> bool:
-        return check_pages(self._store, self._report)
 
     def _schema(self, db: sqlite3.Connection) -> bool:
         application = db.execute('PRAGMA application_id').fetchone()[0]
