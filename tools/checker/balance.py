@@ -33,6 +33,7 @@ from tools.checker.losses import (
 from tools.checker.rows import Columns, Rows, Unusual, can_be, query_columns
 from tools.checker.spill import RECORDS, bytes_of, part_of, range_of, read_part, text_of, words, words_of
 from tools.checker.store import Store, query
+from tools.checker.sums import Sums, mixed
 
 PACK_SHIFT = np.uint64(32)
 
@@ -45,6 +46,7 @@ class PartResult:
     counts: dict[str, int] = field(default_factory=dict)
     unusual: bool = False  # a row is not as it should be; then nothing else was done
     healed: list[int] = field(default_factory=list)  # first numbers of ids that were lost, and are whole
+    sums: Sums = field(default_factory=Sums)  # of the records that rows name, in packs that are summed
 
     def add(self, name: str, number: int) -> None:
         """Add to a count."""
@@ -57,8 +59,8 @@ class World:
     beyond, where nobody has looked at the rows yet; `ends`: by pack, where its readable records end;
     `lost_by`: by pack, the code when it has lost some; `unseen`: packs that nobody let us read; `bad`: by
     pack, records that cannot be read; `dark`: by pack, (from, to) bytes that the disk does not give; `kinds`:
-    by pack, of its records. `compared`: records were listed. `shown_max`: findings of each code that are
-    kept."""
+    by pack, of its records. `compared`: records were listed, but for those of packs in `summed`. `shown_max`:
+    findings of each code that are kept."""
 
     store: Store
     rows: Mapping[str, Rows]
@@ -77,6 +79,7 @@ class World:
     parts: int
     wanted: tuple[bytes, ...]  # ids to be named all the same
     shown_max: int
+    summed: frozenset[int] = frozenset()
 
 
 def check_part(world: World, part: int) -> PartResult:
@@ -135,6 +138,8 @@ class _Part:
         self.result.add('references', int((self.flag & STRICT > 0).sum()))
         self._absent(refs[at == NOBODY], self.flag[at == NOBODY])
         self._absent_tops(tops[top_at == NOBODY])
+        if self.result.unusual:
+            return self.result
         self._lengths(at)
         self._leaks(at, top_at, tops)
         bad = self._places(index, 'index')
@@ -169,6 +174,9 @@ class _Part:
     def _absent_ids(self, rows: NDArray[np.void]) -> None:
         a, b = _unique(rows)
         if not len(a):
+            return
+        if self.world.summed:
+            self.result.unusual = True  # only records that were listed tell whether a pack has it
             return
         resting = find(self.quarantine.a, self.quarantine.b, a, b) != NOBODY
         freed = find(self.freed.a, self.freed.b, a, b) != NOBODY
@@ -224,9 +232,12 @@ class _Part:
         """Check the places of rows; return which of them are told as bad."""
         bad = np.zeros(len(table), dtype=bool)
         unseen = np.zeros(len(table), dtype=bool)
-        order = np.argsort(table.pack, kind='stable')
-        packs, starts = np.unique(table.pack[order], return_index=True)
-        for pack, rows in zip(packs.tolist(), np.split(order, starts[1:]), strict=False):
+        order, packs, starts = _by_pack(table)
+        self._sum(table, order, packs, starts)
+        listed: list[NDArray[np.int64]] = []
+        for pack, rows in zip(packs, np.split(order, starts[1:]), strict=False):
+            if pack not in self.world.summed:
+                listed.append(rows)
             if pack in self.world.unseen:
                 unseen[rows] = True  # it is told that these were not checked
                 continue
@@ -235,9 +246,25 @@ class _Part:
             found = self.world.bad.get(pack)
             if found is not None:
                 self._unreadable(table, found, pack, rows[~bad[rows]], bad)
-        if self.world.compared:
-            self._match(table, name, bad, unseen)
+        if self.world.compared and listed:
+            self._match(table, name, np.concatenate(listed), bad, unseen)
         return bad
+
+    def _sum(
+        self, table: Columns, order: NDArray[np.int64], packs: list[int], starts: NDArray[np.int64]
+    ) -> None:
+        """Add up the records that rows name in packs that are summed."""
+        summed = self.world.summed
+        if not summed or not packs:
+            return
+        lengths = (table.stored << 32 | table.plain).astype(np.uint64)
+        what = (table.kind | table.codec << 8).astype(np.uint64)
+        given = mixed(table.a, table.b, table.place, lengths, what)[order]
+        totals = np.add.reduceat(given, starts).tolist()
+        counts = np.diff(np.r_[starts, len(table)]).tolist()
+        for pack, count, total in zip(packs, counts, totals, strict=True):
+            if pack in summed:
+                self.result.sums.add(pack, count, total)
 
     def _outside(
         self, table: Columns, name: str, pack: int, rows: NDArray[np.int64], bad: NDArray[np.bool_]
@@ -282,18 +309,23 @@ class _Part:
             what = partial(found.what, record)
             self.marks.add((code, RECORD, place), what, int(table.a[row]), int(table.b[row]))
 
-    def _match(self, table: Columns, name: str, bad: NDArray[np.bool_], unseen: NDArray[np.bool_]) -> None:
-        """Every row must name a record that is exactly there."""
+    def _match(
+        self, whole: Columns, name: str, rows: NDArray[np.int64], bad: NDArray[np.bool_],
+        unseen: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        """Each of these rows must name a record that is exactly there."""
+        rows = np.sort(rows)
+        table = whole if len(rows) == len(whole) else whole.take(rows)
         at = self._named(table)
         seen = self.records[at] if len(self.records) else np.zeros(len(table), dtype=RECORDS)
         what = table.kind.astype(np.uint32) | table.codec.astype(np.uint32) << np.uint32(8)
         good = (seen['place'] == table.place) & (seen['a'] == table.a) & (seen['b'] == table.b)
         good &= (seen['stored'] == table.stored) & (seen['plain'] == table.plain) & (seen['what'] == what)
-        for row in np.flatnonzero(~good & ~bad & ~unseen).tolist():
+        for row in rows[~good & ~bad[rows] & ~unseen[rows]].tolist():
             bad[row] = True
-            a = int(table.a[row])
-            text = f'{name} names offset {table.offset[row]}; there is no such record of chunk {text_of(a)}'
-            self.marks.add(('index-record', PACK, int(table.pack[row])), text, a, int(table.b[row]))
+            a, b, pack = int(whole.a[row]), int(whole.b[row]), int(whole.pack[row])
+            text = f'{name} names offset {whole.offset[row]}; there is no such record of chunk {text_of(a)}'
+            self.marks.add(('index-record', PACK, pack), text, a, b)
 
     def _named(self, table: Columns) -> NDArray[np.int64]:
         """Note the records that rows name; return for each row the one that is there, or any other."""
@@ -306,6 +338,7 @@ class _Part:
     def _records(self) -> None:
         """Records that no row names: copies of what is indexed, freed ones, or what a crash left."""
         self._named(self.freed)
+        self._sum(self.freed, *_by_pack(self.freed))
         records = self.records[~self.named]
         copy = find(self.index.a, self.index.b, records['a'], records['b']) != NOBODY
         self.result.add('records', len(self.records))
@@ -327,6 +360,13 @@ class _Part:
                 self.result.healed.append(a)
             else:
                 self.marks.add(('damage-known', CHUNK, a), 'was found missing or wrong', a, b, ANY)
+
+
+def _by_pack(table: Columns) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
+    """Return the rows in the order of their packs, these packs, and where the rows of each begin."""
+    order = np.argsort(table.pack, kind='stable')
+    packs, starts = np.unique(table.pack[order], return_index=True)
+    return order, packs.tolist(), starts
 
 
 def _unique(rows: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -27,7 +27,7 @@ from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from tools.checker.badrows import CODES, BadWriter
 from tools.checker.balance import World, check_part
-from tools.checker.catalog import Catalog, LookCloser, Root, asked_ids, check_pages
+from tools.checker.catalog import Catalog, LookCloser, Root, asked_ids, small_pages_are_sound
 from tools.checker.evidence import Evidence
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
@@ -38,6 +38,7 @@ from tools.checker.posix import Posix
 from tools.checker.spill import ASKED as ASKED_ROWS
 from tools.checker.spill import Spill, parts_for, text_of, words, words_of
 from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
+from tools.checker.sums import Sums
 from tools.checker.telling import Telling
 
 TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
@@ -62,22 +63,35 @@ class Options:
 
 def check(path: Path, options: Options, report: Report) -> None:
     """Check a store; all that is found goes into the report. Invalid when there is no store to look at."""
-    try:
-        # Reading every byte takes so long that one look at each row of the catalog is nothing beside it.
-        _check(path, options, report, closer=options.full)
-    except LookCloser:
-        report.begin()
-        _check(path, options, report, closer=True)
+    # Reading every byte takes so long that one look at each row of the catalog is nothing beside it.
+    trust = None if options.full else Trust()
+    while True:
+        try:
+            _check(path, options, report, trust)
+            return
+        except LookCloser as error:
+            assert trust is not None
+            report.begin()
+            # The second time more may be odd; then there is a third, which takes nothing for granted.
+            trust = Trust(error.packs) if error.packs - trust.listed else None
 
 
-def _check(path: Path, options: Options, report: Report, *, closer: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a quick check takes for granted until something looks odd: pages and rows of the big tables, and
+    that a pack has the records whose sum it has, but for the packs in `listed`."""
+
+    listed: frozenset[int] = frozenset()
+
+
+def _check(path: Path, options: Options, report: Report, trust: Trust | None) -> None:
     try:
         store = Store(path, options.scratch)
     except PermissionError as error:
         report.could_not(str(path), error.strerror or str(error))
         return
     try:
-        _Check(store, options, report, closer).run()
+        _Check(store, options, report, trust).run()
     except KeyboardInterrupt:
         report.partial = True
     except (OSError, sqlite3.Error) as error:
@@ -90,8 +104,9 @@ def _check(path: Path, options: Options, report: Report, *, closer: bool) -> Non
 
 
 class _Check:
-    def __init__(self, store: Store, options: Options, report: Report, closer: bool) -> None:
-        self.closer = closer
+    def __init__(self, store: Store, options: Options, report: Report, trust: Trust | None) -> None:
+        self.trust = trust
+        self.closer = trust is None
         self.store = store
         self.options = options
         self.report = report
@@ -153,7 +168,7 @@ class _Check:
         known = {(pack.kind, pack.name): pack for pack in self.catalog.packs.values()}
         tasks, index = [], 0
         for pack in sorted(known.values(), key=lambda one: one.number):
-            tasks.append(Task(pack, index, self.options.full, True, names))
+            tasks.append(Task(pack, index, self.options.full, True, names, self._summed(pack)))
             index += pack.kind == META
         for kind, name in on_disk:
             if (kind, name) not in known:
@@ -163,6 +178,12 @@ class _Check:
                     tasks.append(Task(stranger, index, self.options.full, False, names))
                     index += kind == META
         return tasks
+
+    def _summed(self, pack: Pack) -> bool:
+        """Return whether this pack's records need not be listed: all of them should be named by rows."""
+        if self.trust is None or self.options.names:
+            return False
+        return pack.state == 'sealed' and pack.number not in self.trust.listed
 
     def _packs(self) -> None:
         tasks = self._tasks()
@@ -294,24 +315,28 @@ class _Check:
             {pack.number: pack.kind for pack in self.catalog.packs.values()},
             not self.options.names, self.options.full, journal, tops, self.parts,
             self.options.chunks, self.report.shown_max,
+            frozenset(one.number for one in self.results if one.sums is not None),
         )  # fmt: skip
         telling = Telling(self.graph, self.report, places, self.options.chunks)
         counts: dict[str, int] = {}
+        named = Sums()
         total = sum(pack.bytes for pack in self.catalog.packs.values())
         for done, result in enumerate(self._spread(_part_work, range(self.parts), total)):
             if result.unusual:
                 raise LookCloser
             telling.take(result.losses)
+            named.add_all(result.sums)
             for name, number in result.counts.items():
                 counts[name] = counts.get(name, 0) + number
             for a in result.healed:
                 self.report.add('damage-healed', f'chunk {text_of(a)}', 'is whole')
             self.report.progress('index', done + 1, self.parts)
+        self._same_records(named, counts)
         self.report.facts['balance'] = counts
-        named = {place >> 32 for place in journal}
+        synced = {place >> 32 for place in journal}
         for one in self.results:
             # In a store that is in use they are new records; the journal names those that a power cut left.
-            if one.tail and one.number not in named and not (self.options.names or self.store.in_use()):
+            if one.tail and one.number not in synced and not (self.options.names or self.store.in_use()):
                 self.report.add('pack-tail', places[one.number], f'{one.tail} bytes behind its last record')
         telling.tell(Namer(self.graph, self.standing, self._leaf, self._spread_leaves), self.catalog.roots)
         self._unneeded(telling, places)
@@ -324,6 +349,17 @@ class _Check:
                 'store',
                 f'{counts["unindexed"]} records, {counts["unindexed bytes"]} bytes',
             )
+
+    def _same_records(self, named: Sums, counts: dict[str, int]) -> None:
+        """See that rows name just the records of the packs where these were only added up. LookCloser."""
+        seen = Sums()
+        for one in self.results:
+            if one.sums is not None:
+                seen.add_all(one.sums)
+        if odd := seen.unlike(named, self.world.summed):
+            raise LookCloser(odd)
+        if self.world.compared:
+            counts['records'] = counts.get('records', 0) + sum(count for count, _ in seen.of.values())
 
     def _unneeded(self, telling: Telling, places: dict[int, str]) -> None:
         """Report what is damaged in packs, and no row of the index names."""
@@ -389,10 +425,10 @@ def _begin_work() -> None:
 
 
 def _pack_work(task: Task | None) -> PackResult | bool:
-    """Look at a pack; without one at the pages of the catalog."""
+    """Look at a pack; without one at the pages of the small tables of the catalog."""
     if task is None:
         try:
-            return check_pages(_SHARED['store'], report := Report()) and not report.findings
+            return small_pages_are_sound(_SHARED['store'])
         except sqlite3.Error:
             return False
     process = os.getpid()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snapfs import limits
 from snapfs.errors import Corrupt
 from snapfs.format.nodes import BRANCH, Branch, Leaf, decode_node, peek_refs
 from snapfs.format.packs import PackEntry
@@ -15,6 +17,7 @@ from tools.checker.spill import REFS, Spill, words
 
 OWNER_SHIFT = 16  # number of a node: place of its pack among meta packs << 16 | its number there
 NODES_MAX = 1 << OWNER_SHIFT
+NODES_AT_ONCE = 256
 
 # A node. `own`: its number; `below`: totals of its header.
 NODES = np.dtype(
@@ -87,15 +90,22 @@ class Nodes:
         self.facts.append(facts_of(node, own, self.name_key))
         return expected_lengths(node)
 
+    def _spill_refs(self, spill: Spill, nodes: slice) -> None:
+        """Write out the references of some nodes: of one by one there would be a thousand little tables."""
+        owners, refs, lengths = zip(*self._refs[nodes], strict=True)
+        counts = [len(one) // limits.ID_BYTES for one in refs]
+        rows = np.zeros(sum(counts), dtype=REFS)
+        rows['a'], rows['b'] = words(b''.join(refs))
+        rows['owner'] = np.repeat(np.array(owners, dtype=np.uint32), counts)
+        if self._full:
+            told = [one or [0] * count for one, count in zip(lengths, counts, strict=True)]
+            rows['plain'] = list(chain.from_iterable(told))
+        spill.add('refs', rows)
+
     def table(self, spill: Spill, pack: int = 0) -> NodeTable:
         """Write all references out, and return the nodes."""
-        for own, refs, lengths in self._refs:
-            rows = np.zeros(len(refs) // 32, dtype=REFS)
-            rows['a'], rows['b'] = words(refs)
-            rows['owner'] = own
-            if lengths:
-                rows['plain'] = lengths
-            spill.add('refs', rows)
+        for start in range(0, len(self._refs), NODES_AT_ONCE):
+            self._spill_refs(spill, slice(start, start + NODES_AT_ONCE))
         table = np.zeros(len(self._nodes), dtype=NODES)
         if self._nodes:
             table['a'], table['b'] = words(b''.join(self._ids))

@@ -33,6 +33,7 @@ from tools.checker.leaves import LeafFacts
 from tools.checker.nodes import Nodes, NodeTable
 from tools.checker.spill import RECORDS, Spill, words
 from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
+from tools.checker.sums import Sums
 
 META = 2
 # An entry of a footer, as snapfs.format.packs describes it.
@@ -48,8 +49,8 @@ NO_PACK = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}  # something else is in its 
 class PackResult:
     """What one pack showed. `bad`: records that cannot be read; `dark`: (from, to) bytes that the disk does
     not give; `end`: no record beyond this offset can be, and `lost_by` is the code to say so; `unseen`: why
-    nobody let us read it; `records` that were found, `bytes` that were read; `tail`: bytes behind the last
-    durable record."""
+    nobody let us read it; `records` that were found, `bytes` that were read; `sums`: of these records, where
+    they were not listed; `tail`: bytes behind the last durable record."""
 
     number: int
     findings: list[tuple[str, str, str]] = field(default_factory=list)
@@ -60,6 +61,7 @@ class PackResult:
     unseen: str = ''
     records: int = 0
     bytes: int = 0
+    sums: Sums | None = None
     tail: int = 0
     nodes: NodeTable | None = None
     facts: list[LeafFacts] = field(default_factory=list)
@@ -68,13 +70,15 @@ class PackResult:
 @dataclass(frozen=True, slots=True)
 class Task:
     """A pack to look at. `index`: its place among meta packs, which numbers its nodes. `known`: it has a row
-    in the catalog. `names`: only the nodes are wanted, no record is compared."""
+    in the catalog. `names`: only the nodes are wanted, no record is compared. `summed`: records of a pack
+    that is as it should be are added up, not listed."""
 
     pack: Pack
     index: int
     full: bool
     known: bool
     names: bool = False
+    summed: bool = False
 
 
 def look(store: Store, task: Task, spill: Spill, bad: BadWriter) -> PackResult:
@@ -87,7 +91,11 @@ def look(store: Store, task: Task, spill: Spill, bad: BadWriter) -> PackResult:
     bad.begin()
     try:
         with store.opened(*parts) as (fd, size):
-            _Look(store, task, spill, bad, result, place, fd, size).run()
+            looking = _Look(store, task, spill, bad, result, place, fd, size)
+            try:
+                looking.run()
+            finally:
+                looking.give()
     except FileNotFoundError:
         if pack.state != 'retired':  # after its last look: the rows are on their way out
             result.findings.append(('pack-missing', place, 'is not there'))
@@ -129,11 +137,34 @@ class _Look:
         self.dark: list[tuple[int, int]] = []  # from and to which byte the disk gives nothing
         self.tried = 0
         self.error = ''
+        self.kept: list[NDArray[np.void]] = []  # records that may yet be added up
+        self.ended = False
 
     def say(self, code: str, what: str) -> None:
         self.result.findings.append((code, self.place, what))
 
     def run(self) -> None:
+        """Look, and note all in the result; `give` comes after it, whatever happened."""
+        self._run()
+        self.ended = True
+
+    def give(self) -> None:
+        """List the records, or where nothing at all was wrong add them up."""
+        result = self.result
+        if self.ended and self.task.summed and not (result.findings or result.bad or result.dark):
+            result.sums = Sums()
+            result.sums.add_records(self.pack.number, self.kept)
+            return
+        for table in self.kept:
+            self.spill.add('records', table)
+
+    def _keep(self, table: NDArray[np.void]) -> None:
+        if self.task.summed:
+            self.kept.append(table)
+        else:
+            self.spill.add('records', table)
+
+    def _run(self) -> None:
         try:
             header = decode_pack_header(self.read_at(PACK_HEADER_BYTES, 0))
             if header.store_uuid != self.store.uuid:
@@ -181,7 +212,7 @@ class _Look:
         table['place'] = (np.uint64(self.pack.number) << np.uint64(32)) | numbers[:, 0]
         table['stored'], table['plain'] = numbers[:, 1], numbers[:, 2]
         table['what'] = np.uint64(self.pack.kind) | numbers[:, 3] << np.uint64(8)
-        self.spill.add('records', table)
+        self._keep(table)
 
     def _footer_alone(self) -> bool:
         """Take the records of a sealed pack from a footer that is as it must be in every way; else False, and
@@ -212,7 +243,7 @@ class _Look:
         table['place'] = (np.uint64(pack.number) << np.uint64(32)) | begins
         table['stored'], table['plain'] = stored, plain
         table['what'] = np.uint64(pack.kind) | rows['codec'].astype(np.uint64) << np.uint64(8)
-        self.spill.add('records', table)
+        self._keep(table)
         self.result.end, self.result.records = start, len(rows)
         return True
 

@@ -5,15 +5,20 @@ one form when all is well: rows of at most a hundred bytes, of an id and of seve
 pages of one B-tree. So whole pages are taken apart at once, as the SQLite documentation describes them
 ("Database File Format": B-tree pages, record format, WITHOUT ROWID tables). Whatever has another form is
 `Unusual`, and whoever asked uses a query instead; nothing is concluded from it. Sizes and page numbers from
-the file are hostile: each is checked before it is used."""
+the file are hostile: each is checked before it is used.
+
+What is read has been seen to be sound, as SQLite's own integrity check would see it: rows ascend through the
+whole table, each page is used once, and the cells and free blocks of a page fill it to the byte."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +32,7 @@ MAGIC = b'SQLite format 3\0'
 INTERIOR, LEAF = 2, 10
 LEAF_HEADER_BYTES, INTERIOR_HEADER_BYTES, CHILD_BYTES = 8, 12, 4
 LEVELS_MAX = 20
+FREE_BLOCK_BYTES_MIN, FRAGMENT_BYTES_MAX = 4, 60
 PAGES_AT_ONCE = 1 << 9
 NUMBERS = 7  # of a row that are wanted: pack, offset, stored, plain, codec, kind, epoch
 ID_TYPE = 12 + 2 * limits.ID_BYTES  # a blob of so many bytes
@@ -60,6 +66,14 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.a)
+
+    def take(self, rows: Numbers) -> Columns:
+        """Return some of the rows, in this order."""
+        return Columns(*(column[rows] for column in self.all()))
+
+    def all(self) -> Iterator[NDArray[Any]]:
+        """Yield the columns in their order."""
+        return (getattr(self, name) for name in Columns.__slots__)
 
     @property
     def place(self) -> Words:
@@ -104,6 +118,30 @@ def rows_of(copy: Path, table: str, columns: int) -> Rows | None:
         return None
 
 
+def share_no_page(tables: Iterable[Rows], copy: Path) -> bool:
+    """Return whether these tables have no page in common, nor one that is free. Unusual, OSError."""
+    pages = np.concatenate([np.array(_free_pages(copy), dtype=np.int64), *(one.pages() for one in tables)])
+    return len(np.unique(pages)) == len(pages)
+
+
+def _free_pages(copy: Path) -> list[int]:
+    found: list[int] = []
+    with copy.open('rb') as file:
+        head = file.read(FILE_HEADER_BYTES)
+        page_bytes = int.from_bytes(head[16:18], 'big')
+        trunk, count = int.from_bytes(head[32:36], 'big'), int.from_bytes(head[36:40], 'big')
+        while trunk and len(found) < count:
+            file.seek((trunk - 1) * page_bytes)
+            page = np.frombuffer(file.read(page_bytes), dtype='>u4')
+            if len(page) * 4 != page_bytes or int(page[1]) + 2 > len(page):
+                raise Unusual
+            found += [trunk, *page[2 : 2 + int(page[1])].tolist()]
+            trunk = int(page[0])
+    if trunk or len(found) != count:
+        raise Unusual
+    return found
+
+
 def can_be(rows: Columns, epoch: int) -> bool:
     """Return whether each of these rows names a place that can be one, in a store of this epoch. What that
     means is said once more, as conditions of queries, in catalog.py."""
@@ -129,18 +167,19 @@ class Rows:
         if self._page_bytes < 512 or self._page_bytes & (self._page_bytes - 1):
             raise Unusual
         self._pages = copy.stat().st_size // self._page_bytes
-        self._seen = 0
         leaves: list[NDArray[np.int64]] = []
         between: list[NDArray[np.int64]] = []  # rows of interior pages, as places in the file
+        self.interior: list[int] = []  # pages
         self._walk(self._root(table), 0, leaves, between)
         self._leaves = np.concatenate(leaves)
         self._between = np.concatenate(between) if between else np.zeros(0, dtype=np.int64)
         # Between two leaves that are neighbours stands one row: where it begins, the left one has ended.
         if len(self._between) + 1 != len(self._leaves):
             raise Unusual
-        self._ends = self._take_between(self._between).a
-        if bool((self._ends[1:] < self._ends[:-1]).any()):
-            raise Unusual
+        between_rows = self._take_between(self._between)
+        self._see_ascend(between_rows)
+        self._ends = between_rows.a
+        self._account_for_interior()
 
     def _root(self, table: str) -> int:
         db = connect(self._copy)
@@ -179,8 +218,8 @@ class Rows:
         if kind == LEAF and level == 0:
             leaves.append(np.array([page], dtype=np.int64))
             return
-        self._seen += 1
-        if kind != INTERIOR or level >= LEVELS_MAX or self._seen > self._pages:
+        self.interior.append(page)
+        if kind != INTERIOR or level >= LEVELS_MAX or len(self.interior) > self._pages:
             raise Unusual
         count = int.from_bytes(data[3:5].tobytes(), 'big')
         begin = INTERIOR_HEADER_BYTES + 2 * count
@@ -203,6 +242,22 @@ class Rows:
             if index < count:
                 between.append(rows[index : index + 1])
 
+    def pages(self) -> NDArray[np.int64]:
+        """Return all pages of the table."""
+        return np.concatenate([np.array(self.interior, dtype=np.int64), self._leaves])
+
+    def _account_for_interior(self) -> None:
+        """See that cells and free blocks fill the interior pages."""
+        numbers = np.array(sorted(self.interior), dtype=np.int64)
+        if not len(numbers):
+            return
+        pages = self._read(numbers.tolist())
+        at = self._between // self._page_bytes
+        rows = np.searchsorted(numbers - 1, at) * self._page_bytes + self._between % self._page_bytes
+        sizes = pages.ravel()[rows].astype(np.int64) + 1 + CHILD_BYTES
+        order = np.argsort(rows, kind='stable')
+        _account(pages, INTERIOR_HEADER_BYTES, rows[order] - CHILD_BYTES, sizes[order])
+
     # --- rows --------------------------------------------------------------------------------------------
     def slices(self) -> int:
         """Return in how many slices the table is best read."""
@@ -221,22 +276,44 @@ class Rows:
         found = self._between_leaves(first, last, last=False)
         start = int(np.searchsorted(found.a, edges[0], side='left'))
         stop = int(np.searchsorted(found.a, edges[1], side='right'))
-        return Columns(*(getattr(found, name)[start:stop] for name in Columns.__slots__))
+        return Columns(*(column[start:stop] for column in found.all()))
 
     def _between_leaves(self, first: int, end: int, *, last: bool) -> Columns:
         """Return the rows of leaves from `first` to `end`, both counted, and those between them; with `last`
         the one behind them too."""
         inner = self._between[first : end + 1 if last else end]
-        parts = [self._take_leaves(self._leaves[first : end + 1]), self._take_between(inner)]
-        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in Columns.__slots__]
-        order = np.argsort(columns[0], kind='stable')  # two runs that ascend: soon merged
-        return Columns(*(column[order] for column in columns))
+        counts, leaves = self._take_leaves(self._leaves[first : end + 1])
+        # The row behind a leaf stands behind as many rows as there are in it and before it.
+        behind = (np.cumsum(counts) + np.arange(len(counts)))[: len(inner)]
+        from_leaves = np.ones(len(leaves) + len(inner), dtype=bool)
+        from_leaves[behind] = False
+        columns: list[NDArray[Any]] = []
+        for own, other in zip(leaves.all(), self._take_between(inner).all(), strict=True):
+            column = np.empty(len(from_leaves), dtype=own.dtype)
+            column[from_leaves], column[behind] = own, other
+            columns.append(column)
+        found = Columns(*columns)
+        self._see_ascend(found)
+        return found
 
-    def _take_leaves(self, numbers: NDArray[np.int64]) -> Columns:
+    def _see_ascend(self, rows: Columns) -> None:
+        """See that rows ascend. Unusual; also for two ids that share their first number, which are not there
+        by chance."""
+        a, b, place = rows.a, rows.b, rows.place
+        fine = a[1:] > a[:-1]
+        if self._columns > 1 + NUMBERS:  # of a batch: one chunk may be there with several places
+            fine |= (a[1:] == a[:-1]) & (b[1:] == b[:-1]) & (place[1:] > place[:-1])
+        if not bool(fine.all()):
+            raise Unusual
+
+    def _take_leaves(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], Columns]:
+        """Return how many rows each of these leaves has, and all rows."""
         pages = self._read(numbers.tolist())
         counts = pages[:, 3:5].astype(np.int64) @ np.array([256, 1])
         begins = LEAF_HEADER_BYTES + 2 * counts
         if bool((pages[:, 0] != LEAF).any()) or int(begins.max()) > self._page_bytes:
+            raise Unusual
+        if not bool(counts.all()) and len(self._leaves) > 1:
             raise Unusual
         most = int(counts.max())
         places = (
@@ -246,7 +323,9 @@ class Rows:
         if bool(((places < begins[:, None]) | (places >= self._page_bytes))[there].any()):
             raise Unusual
         rows = (places + np.arange(len(pages), dtype=np.int64)[:, None] * self._page_bytes)[there]
-        return self._take(pages.ravel(), rows)
+        found = self._take(pages.ravel(), rows)
+        _account(pages, LEAF_HEADER_BYTES, rows, pages.ravel()[rows].astype(np.int64) + 1)
+        return counts, found
 
     def _take_between(self, rows: NDArray[np.int64]) -> Columns:
         numbers, at = np.unique(rows // self._page_bytes, return_inverse=True)
@@ -279,6 +358,57 @@ class Rows:
             at += size
             numbers.append(_numbers(data, at, size, kind))
         return Columns(a, b, *numbers)
+
+
+def _account(
+    pages: NDArray[np.uint8], header_bytes: int, cells: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> None:
+    """See that cells, free blocks and fragments fill each page from where its content begins to its end, no
+    byte twice. `cells`: where cells begin in all pages, page by page; `sizes`: their bytes. Unusual."""
+    page_bytes = pages.shape[1]
+    heads = pages[:, :LEAF_HEADER_BYTES].astype(np.int64)
+    begins = heads[:, 5] << 8 | heads[:, 6]
+    counts = heads[:, 3] << 8 | heads[:, 4]
+    if bool((begins < header_bytes + 2 * counts).any() or (begins > page_bytes).any()):
+        raise Unusual
+    at = cells // page_bytes
+    used = np.bincount(at, weights=sizes, minlength=len(pages)).astype(np.int64) + heads[:, 7]
+    blocks, block_sizes = _free_blocks(pages, heads[:, 1] << 8 | heads[:, 2], begins)
+    np.add.at(used, blocks // page_bytes, block_sizes)
+    if bool((used != page_bytes - begins).any()) or bool((heads[:, 7] > FRAGMENT_BYTES_MAX).any()):
+        raise Unusual
+    starts, sizes = np.concatenate([cells, blocks]), np.concatenate([sizes, block_sizes])
+    order = np.argsort(starts)
+    starts = starts[order]
+    ends = starts + sizes[order]
+    if bool((ends[:-1] > starts[1:]).any()) or bool(
+        (starts % page_bytes < begins[starts // page_bytes]).any()
+    ):
+        raise Unusual
+
+
+def _free_blocks(
+    pages: NDArray[np.uint8], first: NDArray[np.int64], begins: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where free blocks begin in all pages, and their bytes; they ascend in each page. Unusual."""
+    page_bytes, data = pages.shape[1], pages.ravel()
+    blocks, sizes = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    page = np.flatnonzero(first)
+    at = first[page]
+    while len(page):
+        if bool((at < begins[page]).any()) or bool((at + FREE_BLOCK_BYTES_MIN > page_bytes).any()):
+            raise Unusual
+        places = page * page_bytes + at
+        following = data[places].astype(np.int64) << 8 | data[places + 1]
+        size = data[places + 2].astype(np.int64) << 8 | data[places + 3]
+        # A neighbour closer than that would have been joined with it.
+        apart = (following == 0) | (following >= at + size + FREE_BLOCK_BYTES_MIN)
+        if not bool(((size >= FREE_BLOCK_BYTES_MIN) & (at + size <= page_bytes) & apart).all()):
+            raise Unusual
+        blocks.append(places)
+        sizes.append(size)
+        page, at = page[following > 0], following[following > 0]
+    return np.concatenate(blocks), np.concatenate(sizes)
 
 
 def _windows(data: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
