@@ -126,12 +126,13 @@ def test_an_interior_page_is_accounted_for(tmp_path: Path) -> None:
         Rows(path, 'chunk', 8)
 
 
-def leaf_with(path: Path, count_min: int) -> tuple[int, bytes]:
-    """Return a leaf of many rows without a free block, and its bytes."""
+def leaf_with(path: Path, room: int) -> tuple[int, bytes]:
+    """Return a leaf of several rows with room for more and no free block, and its bytes."""
     data = path.read_bytes()
     for page in Rows(path, 'chunk', 8).pages().tolist():
         one = data[(page - 1) * 512 : page * 512]
-        if one[0] == 10 and one[1:3] == b'\0\0' and int.from_bytes(one[3:5], 'big') >= count_min:
+        count, begin = int.from_bytes(one[3:5], 'big'), int.from_bytes(one[5:7], 'big')
+        if one[0] == 10 and one[1:3] == b'\0\0' and count > 2 and begin - 8 - 2 * count >= room:
             return page, one
     raise AssertionError('there is none')
 
@@ -146,10 +147,10 @@ def test_cells_that_overlap_where_others_leave_room(tmp_path: Path) -> None:
     """All sizes add up: a free block begins within a row, and as many bytes before it are nobody's."""
     path = tmp_path / 'file'
     make(path, random_rows(random.Random(4), 400), page_bytes=512)
-    page, data = leaf_with(path, 4)
+    page, data = leaf_with(path, 24)
     begin = int.from_bytes(data[5:7], 'big')
     last = max(int.from_bytes(data[8 + 2 * at : 10 + 2 * at], 'big') for at in range(data[4]))
-    assert last < 504 and begin > 60
+    assert last < 504
     # The content begins 8 bytes earlier, and the 8 bytes of the free block are the last ones of the page.
     edit(path, page, 5, (begin - 8).to_bytes(2, 'big'))
     edit(path, page, 1, (504).to_bytes(2, 'big'))
@@ -160,7 +161,7 @@ def test_cells_that_overlap_where_others_leave_room(tmp_path: Path) -> None:
 def test_a_leaf_without_rows_is_unusual(tmp_path: Path) -> None:
     path = tmp_path / 'file'
     make(path, random_rows(random.Random(5), 400), page_bytes=512)
-    page, _ = leaf_with(path, 4)
+    page, _ = leaf_with(path, 24)
     edit(path, page, 1, b'\x00\x00\x00\x00' + (512).to_bytes(2, 'big') + b'\x00')
     refused(path)
 
@@ -169,7 +170,7 @@ def test_free_blocks_that_touch_are_unusual(tmp_path: Path) -> None:
     """SQLite joins them; where they are apart somebody else wrote them."""
     path = tmp_path / 'file'
     make(path, random_rows(random.Random(6), 400), page_bytes=512)
-    page, data = leaf_with(path, 4)
+    page, data = leaf_with(path, 24)
     begin = int.from_bytes(data[5:7], 'big')
     first = begin - 16
     edit(path, page, 5, first.to_bytes(2, 'big'))
