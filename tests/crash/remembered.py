@@ -155,7 +155,7 @@ class Remembered:
         found = self.catalogs.get(key)
         if found is not None:
             self.known += 1
-            store.copy_catalog()
+            store.take_catalog(in_place=False)
             for name, value in found.items():
                 setattr(catalog, name, copy(value))
             return
@@ -245,7 +245,11 @@ def remembering() -> Iterator[Remembered]:
     """Let fsck, in this process, remember. Not for threads, nor for more than one such block at a time."""
     mine = Remembered()
     checker.look = mine.look  # type: ignore[attr-defined]
-    Catalog.check = lambda catalog, *, closer: mine.check_catalog(catalog, closer)  # type: ignore[method-assign]
+
+    def check_catalog(catalog: Catalog, *, closer: bool, in_place: bool = False) -> None:
+        mine.check_catalog(catalog, closer)  # its store is a copy in memory
+
+    Catalog.check = check_catalog  # type: ignore[method-assign]
     Evidence.check = lambda evidence: mine.check_evidence(evidence)  # type: ignore[method-assign]
     Store.connect = lambda store: mine.connect(store)  # type: ignore[method-assign]
     Store.close = lambda store: mine.close(store)  # type: ignore[method-assign]

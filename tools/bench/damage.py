@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import re
 import sqlite3
@@ -44,7 +45,9 @@ class Done:
 def measured(command: list[str | Path], code: int = OK) -> Done:
     """Run a program that answers in JSON and must end with this code. Raises Failed."""
     with Watch() as watch:
-        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE)
+        # As it is installed: with the bytecode that Python keeps, whatever a developer has set.
+        settings = {key: value for key, value in os.environ.items() if key != 'PYTHONDONTWRITEBYTECODE'}
+        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, env=settings)
         most = Most(process.pid)
         with most:
             assert process.stdout is not None

@@ -149,7 +149,7 @@ class LookCloser(Exception):
 
 
 class Catalog:
-    """The copied catalog. `sound` says whether its tables can be relied on."""
+    """The catalog. `sound` says whether its tables can be relied on."""
 
     def __init__(self, store: Store, report: Report) -> None:
         self._store = store
@@ -163,12 +163,14 @@ class Catalog:
         self.batches: list[tuple[int, str, bytes, bytes | None, int, int]] = []
         self.audit_head: tuple[int, int, str, int, int, str] | None = None
 
-    def check(self, *, closer: bool) -> None:
-        """Copy and check the catalog, and read what the other passes need. Without `closer` pages and big
-        tables are left to whoever comes later; LookCloser at the first thing that is not as it should be."""
+    def check(self, *, closer: bool, in_place: bool = False) -> None:
+        """Take and check the catalog, and read what the other passes need; `in_place`: without a copy, if
+        that can be. Without `closer` pages and big tables are left to whoever comes later;
+        LookCloser at the first thing that is not as it should be."""
+        assert not (closer and in_place)  # who looks closer drops rows from the copy
         report = self._report
         try:
-            self._store.copy_catalog()
+            self._store.take_catalog(in_place=in_place)
         except FileNotFoundError as error:
             report.add('catalog-missing', 'catalog.sqlite', error.strerror or str(error))
             return

@@ -69,19 +69,28 @@ def check(path: Path, options: Options, report: Report) -> None:
         try:
             _check(path, options, report, trust)
             return
+        except Moved:
+            assert trust is not None
+            trust = replace(trust, in_place=False)
         except LookCloser as error:
             assert trust is not None
-            report.begin()
             # The second time more may be odd; then there is a third, which takes nothing for granted.
-            trust = Trust(error.packs) if error.packs - trust.listed else None
+            trust = replace(trust, listed=error.packs) if error.packs - trust.listed else None
+        report.begin()
+
+
+class Moved(Exception):
+    """Somebody has begun to work in the store while its catalog was read in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
     """What a quick check takes for granted until something looks odd: pages and rows of the big tables, and
-    that a pack has the records whose sum it has, but for the packs in `listed`."""
+    that a pack has the records whose sum it has, but for the packs in `listed`. `in_place`: and that nobody
+    begins to work in the store meanwhile, so that its catalog need not be copied."""
 
     listed: frozenset[int] = frozenset()
+    in_place: bool = True
 
 
 def _check(path: Path, options: Options, report: Report, trust: Trust | None) -> None:
@@ -93,12 +102,19 @@ def _check(path: Path, options: Options, report: Report, trust: Trust | None) ->
     try:
         _Check(store, options, report, trust).run()
     except KeyboardInterrupt:
+        if store.moved():
+            report.begin()  # nobody knows what that was of
         report.partial = True
-    except (OSError, sqlite3.Error) as error:
-        if not is_ours(error):
+    except Exception as error:
+        if store.moved():
+            raise Moved from error  # whatever it was
+        if not (isinstance(error, OSError | sqlite3.Error) and is_ours(error)):
             raise
         why = getattr(error, 'strerror', None) or str(error)
         report.could_not('the rest', f'{why}; temporary files are in {store.scratch.parent} (see --scratch)')
+    else:
+        if store.moved():
+            raise Moved
     finally:
         store.close()
 
@@ -132,7 +148,8 @@ class _Check:
         if problem := store.copy_problem():
             report.add('superblock-copy', 'backups/superblock', problem)
         report.progress('catalog', 0, 0)
-        self.catalog.check(closer=self.closer)
+        in_place = self.trust is not None and self.trust.in_place
+        self.catalog.check(closer=self.closer, in_place=in_place)
         self.parts = parts_for(sum(pack.records for pack in self.catalog.packs.values()))
         self._packs()
         if not self.catalog.sound:

@@ -416,16 +416,22 @@ def _windows(data: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def _numbers(
-    data: NDArray[np.uint8], ends: NDArray[np.int64], sizes: NDArray[np.int64], types: NDArray[np.uint8]
+    data: NDArray[np.uint8], ends: NDArray[np.int64], sizes: NDArray[np.int8], types: NDArray[np.uint8]
 ) -> Numbers:
     """Return the numbers that end before `ends`: signed, the highest byte first. A row has an id before its
     numbers, so that eight bytes can always be read."""
+    some = np.flatnonzero(sizes)
+    if len(some) == len(sizes):
+        return _stored(data, ends, types)
+    found: Numbers = (types == ONE).astype(np.int64)
+    found[some] = _stored(data, ends[some], types[some])
+    return found
+
+
+def _stored(data: NDArray[np.uint8], ends: NDArray[np.int64], types: NDArray[np.uint8]) -> Numbers:
     every = np.ndarray((len(data) - NUMBER_BYTES_MAX + 1,), dtype='>i8', buffer=data, strides=(1,))
-    found = every[ends - NUMBER_BYTES_MAX].astype(np.int64)
+    found: Numbers = every[ends - NUMBER_BYTES_MAX].astype(np.int64)
     shift = SHIFTS[types]
     found <<= shift
     found >>= shift
-    none = sizes == 0
-    if bool(none.any()):
-        np.copyto(found, types == ONE, where=none)
     return found

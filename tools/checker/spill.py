@@ -116,5 +116,6 @@ class Spill:
 
 def read_part(folder: Path, kind: str, part: int) -> NDArray[np.void]:
     """Return all rows of a type in a part, in no order."""
-    found = [np.fromfile(path, dtype=TYPES[kind]) for path in sorted(folder.glob(f'{kind}-{part}-*'))]
+    names = sorted(name for name in os.listdir(folder) if name.startswith(f'{kind}-{part}-'))
+    found = [np.fromfile(folder / name, dtype=TYPES[kind]) for name in names]
     return np.concatenate(found) if found else np.zeros(0, dtype=TYPES[kind])

@@ -68,7 +68,8 @@ class Store:
         self.scratch = Path(tempfile.mkdtemp(prefix='snapfs-fsck-', dir=scratch))
         self.superblock: Superblock | None = None
         self.superblock_problem = ''  # why its copy is used instead
-        self.copy: Path | None = None
+        self.copy: Path | None = None  # of the catalog
+        self.in_place = False  # it is the catalog itself
         self._lock = -1
         self._used = False
         self._seen: list[tuple[int, int, int] | None] | None = None
@@ -190,8 +191,22 @@ class Store:
             return True
 
     # --- the catalog -------------------------------------------------------------------------------------
-    def copy_catalog(self) -> None:
-        """Copy the catalog, at one commit. Corrupt, OSError, sqlite3.Error when that does not go."""
+    def take_catalog(self, *, in_place: bool) -> None:
+        """Take the catalog at one commit: a copy, or with `in_place`, when nobody has the store and no log
+        goes with it, the catalog as it stands. Whoever works with that asks `moved` at the end. Corrupt,
+        OSError, sqlite3.Error when it does not go."""
+        used, marks = self._held(), self._marks()
+        if in_place and not used and self._size('catalog.sqlite') and not self._size('catalog.sqlite-wal'):
+            self.copy, self.in_place = self.path / 'catalog.sqlite', True
+            self._used, self._seen = used, marks
+            return
+        self._copy_catalog()
+
+    def moved(self) -> bool:
+        """Return whether the catalog was read as it stands, and somebody has worked in the store since."""
+        return self.in_place and self.in_use()
+
+    def _copy_catalog(self) -> None:
         target = self.scratch / 'catalog.sqlite'
         for _ in range(3):
             used, marks = self._held(), self._marks()
@@ -262,6 +277,7 @@ def _settle(copy: Path) -> None:
     """Take the copied log into the copy, so that nobody writes to it any more."""
     db = sqlite3.connect(copy)
     try:
+        db.execute('PRAGMA synchronous = OFF')  # a temporary file
         db.execute('PRAGMA journal_mode = DELETE')
     except (sqlite3.Error, UnicodeDecodeError):  # SQLite quotes damaged names, which need not be UTF-8
         pass  # whoever reads the copy sees that it is damaged
@@ -270,7 +286,8 @@ def _settle(copy: Path) -> None:
 
 
 def connect(copy: Path) -> sqlite3.Connection:
-    """Open a copied catalog for queries. Its triggers and views are never run: there must be none."""
+    """Open a catalog that nobody changes, for queries. Its triggers and views are never run: there must be
+    none."""
     db = sqlite3.connect(f'file:{quote(str(copy))}?mode=ro&immutable=1', uri=True, isolation_level=None)
     db.text_factory = lambda raw: raw.decode('utf-8', 'backslashreplace')
     for pragma in ('trusted_schema = OFF', 'cell_size_check = ON', 'query_only = ON', 'temp_store = MEMORY'):

@@ -93,7 +93,8 @@ def test_an_interrupt_leaves_a_partial_report(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        'tools.checker.catalog.Catalog.check', lambda _self, closer: signal.raise_signal(signal.SIGINT)
+        'tools.checker.catalog.Catalog.check',
+        lambda _self, closer, in_place: signal.raise_signal(signal.SIGINT),
     )
     # Who is started in the background of a shell ignores it from the beginning.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
