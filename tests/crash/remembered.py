@@ -48,7 +48,7 @@ from tools.checker.spill import Spill
 from tools.checker.store import Store
 
 KEPT_MAX = 400  # of each kind; a pack of these stores is some 10 KiB of facts
-CATALOG = ('sound', '_can_be', 'settings', 'packs', 'roots', 'batches', 'audit_head')
+CATALOG = ('sound', '_can_be', 'settings', 'packs', 'damaged', 'roots', 'batches', 'audit_head')
 
 
 Value = TypeVar('Value')

@@ -7,8 +7,8 @@ name."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,31 +80,25 @@ class World:
     wanted: tuple[bytes, ...]  # ids to be named all the same
     shown_max: int
     summed: frozenset[int] = frozenset()
+    damaged: bool = True  # the catalog knows of lost chunks
 
 
 def check_part(world: World, part: int) -> PartResult:
     """Hold one part against the others."""
-    db = world.store.connect()
-    try:
-        return _Part(world, db, part).run()
-    finally:
-        db.close()
+    return _Part(world, part).run()
 
 
 class _Part:
-    def __init__(self, world: World, db: sqlite3.Connection, part: int) -> None:
+    def __init__(self, world: World, part: int) -> None:
         self.world = world
         self.part = part
         self.marks = Marks(world.shown_max)
         self.result = PartResult()
         self.tops = world.tops[part_of(world.tops['a'], world.parts) == part]
-        low, high = range_of(part, world.parts)
         self.index, self.quarantine, self.freed = [
-            self._columns(db, table) for table in ('chunk', 'quarantine', 'freed')
+            self._columns(table) for table in ('chunk', 'quarantine', 'freed')
         ]
-        self.damaged = words(b''.join([id for (id,) in query(
-            db, 'SELECT id FROM damage WHERE id >= ? AND id < ? ORDER BY id', (low, high)
-        )]))  # fmt: skip
+        self.damaged = words(self._damaged() if world.damaged else b'')
         folder = world.store.scratch
         self.refs = read_part(folder, 'refs', part)
         records = read_part(folder, 'records', part)
@@ -116,7 +110,12 @@ class _Part:
         flags = world.graph.flags
         self.flag = np.where(self.node != NOBODY, flags[self.node] if len(flags) else 0, 0)
 
-    def _columns(self, db: sqlite3.Connection, table: str) -> Columns:
+    def _damaged(self) -> bytes:
+        with closing(self.world.store.connect()) as db:
+            text = 'SELECT id FROM damage WHERE id >= ? AND id < ? ORDER BY id'
+            return b''.join([id for (id,) in query(db, text, range_of(self.part, self.world.parts))])
+
+    def _columns(self, table: str) -> Columns:
         rows, epoch = self.world.rows.get(table), self.world.epoch
         if rows is not None:
             try:
@@ -126,7 +125,8 @@ class _Part:
             else:
                 self.result.unusual |= epoch is not None and not can_be(found, epoch)
                 return found
-        return query_columns(db, table, *range_of(self.part, self.world.parts))
+        with closing(self.world.store.connect()) as db:
+            return query_columns(db, table, *range_of(self.part, self.world.parts))
 
     def run(self) -> PartResult:
         if self.result.unusual:
@@ -364,8 +364,11 @@ class _Part:
 
 def _by_pack(table: Columns) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
     """Return the rows in the order of their packs, these packs, and where the rows of each begin."""
-    order = np.argsort(table.pack, kind='stable')
-    packs, starts = np.unique(table.pack[order], return_index=True)
+    pack = table.pack
+    if len(pack) and 0 <= int(pack.min()) <= int(pack.max()) < 1 << 16:
+        pack = pack.astype(np.uint16)  # these are sorted in two passes
+    order = np.argsort(pack, kind='stable')
+    packs, starts = np.unique(pack[order], return_index=True)
     return order, packs.tolist(), starts
 
 

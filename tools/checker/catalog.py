@@ -160,6 +160,7 @@ class Catalog:
         self.settings: dict[str, int] = {}
         self.packs: dict[int, Pack] = {}
         self.roots: list[Root] = []
+        self.damaged = True  # some chunks are known to be lost
         self.batches: list[tuple[int, str, bytes, bytes | None, int, int]] = []
         self.audit_head: tuple[int, int, str, int, int, str] | None = None
 
@@ -315,6 +316,7 @@ class Catalog:
         )
         self.audit_head = heads[0] if heads else None
         self.roots = read_roots(db)
+        self.damaged = bool(query(db, 'SELECT 1 FROM damage LIMIT 1'))
         for number, scope, reason in query(
             db, 'SELECT number, scope, reason FROM incident WHERE acknowledged_ns IS NULL'
         ):

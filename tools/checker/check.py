@@ -333,6 +333,7 @@ class _Check:
             not self.options.names, self.options.full, journal, tops, self.parts,
             self.options.chunks, self.report.shown_max,
             frozenset(one.number for one in self.results if one.sums is not None),
+            self.catalog.damaged,
         )  # fmt: skip
         telling = Telling(self.graph, self.report, places, self.options.chunks)
         counts: dict[str, int] = {}

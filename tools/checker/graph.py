@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tools.checker.findings import Report
 from tools.checker.leaves import LeafFacts
-from tools.checker.nodes import CHILDREN, NODES, NodeTable
+from tools.checker.nodes import CHILDREN, NODES, NODES_MAX, OWNER_SHIFT, NodeTable
 from tools.checker.spill import text_of, words
 
 NOBODY = -1
@@ -67,20 +67,36 @@ class Graph:
         self.declared = children
         self.keys = keys
         self.child = find(self.nodes['a'], self.nodes['b'], children['a'], children['b'])
-        self.owners = np.argsort(self.nodes['own'])
-        self._own = self.nodes['own'][self.owners]
+        self._by_owner(nodes['own'], self.nodes['own'])
         self.flags = np.zeros(len(self.nodes), dtype=np.uint8)
         # Facts of a doubled leaf are those of its first record.
         by_owner = {one.owner: one for one in facts}
         self.facts = [by_owner.get(int(own)) for own in self.nodes['own']] if facts else []
 
+    def _by_owner(self, every: NDArray[np.uint32], own: NDArray[np.uint32]) -> None:
+        """Note which node has which number. Those of a pack go from 0 on, without a gap."""
+        self._counts = np.bincount(every >> OWNER_SHIFT)
+        self._first = np.cumsum(self._counts) - self._counts
+        self._nodes = np.full(len(every) + 1, NOBODY, dtype=np.int64)  # the last: of a number that none has
+        self._nodes[self._at(own)] = np.arange(len(own))
+
+    def _at(self, owners: NDArray[np.uint32]) -> Indexes:
+        packs, numbers = owners >> OWNER_SHIFT, owners & (NODES_MAX - 1)
+        if len(packs) and int(packs.max()) >= len(self._counts):
+            numbers = np.where(packs < len(self._counts), numbers, NODES_MAX)
+            packs = np.where(packs < len(self._counts), packs, 0)
+        if not len(self._counts):
+            return np.full(len(owners), len(self._nodes) - 1, dtype=np.int64)
+        found: Indexes = np.where(
+            numbers < self._counts[packs], self._first[packs] + numbers, len(self._nodes) - 1
+        )
+        return found
+
     def by_owner(self, owners: NDArray[np.uint32]) -> Indexes:
-        """Return the nodes of these numbers; NOBODY for a second copy of a node, whose references are told
-        by the first."""
-        if not len(self._own):
-            return np.full(len(owners), NOBODY, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self._own, owners), len(self._own) - 1)
-        return np.where(self._own[at] == owners, self.owners[at], NOBODY)
+        """Return the nodes of these numbers; NOBODY for one that none has, and for a second copy of a node,
+        whose references are told by the first."""
+        found: Indexes = self._nodes[self._at(owners)]
+        return found
 
     def find_ids(self, ids: bytes) -> Indexes:
         """Return the nodes of ids that stand back to back, NOBODY for one that there is not."""

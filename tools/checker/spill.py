@@ -95,17 +95,17 @@ class Spill:
     def _write(self, kind: str) -> None:
         """Part what waits, all at once: node by node there would be a thousand little pieces."""
         del self._rows[kind]
-        data = b''.join([rows.tobytes() for rows in self._waiting.pop(kind)])
-        rows = np.frombuffer(data, dtype=TYPES[kind])
+        waiting = self._waiting.pop(kind)
+        rows = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
         parts = part_of(rows['a'], self._parts)
         order = np.argsort(parts, kind='stable')  # of bytes: one pass
-        ordered = rows.view(np.dtype((np.void, rows.itemsize)))[order].tobytes()
+        ordered = rows.view(np.dtype((np.void, rows.itemsize)))[order].view(np.uint8).data
         ends = np.cumsum(np.bincount(parts, minlength=self._parts)) * rows.itemsize
         start = 0
         for part, end in enumerate(ends.tolist()):
             if end > start:
                 with (self._folder / f'{kind}-{part}-{os.getpid()}').open('ab') as file:
-                    file.write(memoryview(ordered)[start:end])
+                    file.write(ordered[start:end])
             start = end
 
     def close(self) -> None:
