@@ -28,7 +28,7 @@ from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from tools.checker.badrows import CODES, BadWriter
 from tools.checker.balance import World, check_part
 from tools.checker.catalog import Catalog, LookCloser, Root, asked_ids, small_pages_are_sound
-from tools.checker.evidence import Evidence
+from tools.checker.evidence import Evidence, Journal
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
 from tools.checker.mirror import check_mirror
@@ -45,6 +45,7 @@ TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
 META_PLACE = f'packs/{FOLDERS[META]}/'
 UNKNOWN = Pack(0, b'', 1, 'unknown', 0, 0)
 LOST_BY = ('pack-missing', 'pack-short', 'pack-unreadable')  # told with the chunks that are lost
+PAGES, JOURNAL = 'pages', 'journal'  # tasks beside those of packs
 SMALL_BYTES = 32 * limits.MIB  # below this in all, one process does it
 
 
@@ -159,8 +160,7 @@ class _Check:
             return
         self.graph = Graph([one.nodes for one in self.results if one.nodes is not None],
                            [fact for one in self.results for fact in one.facts])  # fmt: skip
-        evidence = Evidence(store, self.catalog, report, self.unknown)
-        journal = frozenset() if self.options.names else evidence.journal()
+        journal = frozenset() if self.options.names else self.evidence.journal(self.journal)
         db = store.connect()
         try:
             tops = self._roots(db)
@@ -171,7 +171,7 @@ class _Check:
             if self.options.full:
                 self._trees()
                 check_mirror(self.store, self.catalog.packs.values(), self.report)
-            evidence.check()
+            self.evidence.check()
         self.report.facts['epoch'] = self.catalog.settings.get('epoch')
 
     # --- packs -------------------------------------------------------------------------------------------
@@ -204,16 +204,24 @@ class _Check:
 
     def _packs(self) -> None:
         tasks = self._tasks()
-        if self.options.names:
-            # A data pack is only asked whether it is there; that is soon done.
-            tasks.sort(key=lambda task: task.pack.kind)
+        names = self.options.names
         total = sum(task.pack.bytes for task in tasks)
-        work = tasks if self.closer or not self.catalog.sound else [None, *tasks]
-        for done, result in enumerate(self._spread(_pack_work, work, total)):
+        # What takes longest for its bytes comes first, so that no process waits for it at the end.
+        tasks.sort(key=lambda task: task.pack.kind != META)
+        work: list[Task | str] = [*tasks]
+        if self.catalog.sound:
+            self.evidence = Evidence(self.store, self.catalog, self.report, self.unknown)
+            work[:0] = [PAGES] * (not self.closer) + [JOURNAL] * (not names)
+        done = 0
+        for result in self._spread(_pack_work, work, total):
+            if isinstance(result, Journal):
+                self.journal = result
+                continue
             if isinstance(result, bool):
                 if not result:
                     raise LookCloser
                 continue
+            done += 1
             self.results.append(result)
             for finding in result.findings:
                 if finding[0] not in LOST_BY:
@@ -223,7 +231,7 @@ class _Check:
                 pack = self.catalog.packs.get(result.number)
                 name = '/'.join(self.store.pack_parts(pack.kind, pack.name)) if pack else 'a pack'
                 self.report.could_not(name, f'{result.unseen}; what its chunks are needed for neither')
-            self.report.progress('packs', done + 1, len(tasks))
+            self.report.progress('packs', done, len(tasks))
         if self.catalog.sound:
             self._strangers()
 
@@ -274,6 +282,7 @@ class _Check:
             'world': getattr(self, 'world', None),
             'own': os.getpid(),
             'look': getattr(self, '_look', None),
+            'evidence': getattr(self, 'evidence', None),
         }
 
     # --- roots and the graph -----------------------------------------------------------------------------
@@ -442,9 +451,12 @@ def _begin_work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _pack_work(task: Task | None) -> PackResult | bool:
-    """Look at a pack; without one at the pages of the small tables of the catalog."""
-    if task is None:
+def _pack_work(task: Task | str) -> PackResult | Journal | bool:
+    """Look at a pack, at the pages of the small tables of the catalog, or at the journal."""
+    if isinstance(task, str):
+        if task == JOURNAL:
+            found: Journal = _SHARED['evidence'].look_at_journal()
+            return found
         try:
             return small_pages_are_sound(_SHARED['store'])
         except sqlite3.Error:

@@ -1,5 +1,5 @@
 """Tool fsck, evidence: the journal, the audit log, and what each deletion left: plan, lists, receipt,
-certificate. One thread.
+certificate. One thread; another process may look at the journal.
 
 On a store that is in use, what was written since the catalog was copied is let pass; what had to be there
 by then is not."""
@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby, islice
 from operator import itemgetter
@@ -24,7 +25,6 @@ from snapfs.format.journal import (
     JournalHeader,
     NewChunk,
     decode_journal_header,
-    decode_records,
     find_frames,
     is_cut_journal_header,
     peek_frame,
@@ -55,6 +55,17 @@ TOP = {
 }  # fmt: skip
 
 
+@dataclass(slots=True)
+class Journal:
+    """What the journal shows: places of records that it names, names of the packs these are in, what is
+    wrong, and why it could not be read."""
+
+    places: set[int] = field(default_factory=set)
+    packs: set[bytes] = field(default_factory=set)
+    findings: list[tuple[str, str, str]] = field(default_factory=list)
+    unseen: str = ''
+
+
 class Evidence:
     """Checks what proves that the rest is right. `unknown`: packs that have no row in the catalog."""
 
@@ -82,47 +93,63 @@ class Evidence:
                 self._report.add('entry-unknown', name, 'is not a part of a store')
 
     # --- journal -----------------------------------------------------------------------------------------
-    def journal(self) -> frozenset[int]:
-        """Check the journal; return the places of records that it names. Those in packs the catalog does not
-        know are taken off the list of strangers."""
-        report, after = self._report, self._catalog.settings.get('journal_sequence', 0)
-        places: set[int] = set()
+    def look_at_journal(self) -> Journal:
+        """Check the journal. Any process may; nothing is told yet."""
+        found = Journal()
+        after = self._catalog.settings.get('journal_sequence', 0)
         try:
-            files = [self._journal_file(number) for number in (0, 1)]
+            files = [self._journal_file(number, found) for number in (0, 1)]
             last = after
-            for record in merge(
-                *(
-                    decode_records(data, self._store.uuid, JOURNAL_HEADER_BYTES, head.first_sequence)
-                    for head, data in files
-                ),
-                key=lambda parts: parts[0].sequence,
-            ):
+            ends = [JOURNAL_HEADER_BYTES] * 2
+            records = [self._journal_records(head, data, ends) for head, data in files]
+            for record in merge(*records, key=lambda parts: parts[0].sequence):
                 if record[0].sequence <= last:
                     continue
                 if record[0].sequence != last + 1:
                     raise Corrupt(f'journal: records {last + 1} to {record[0].sequence - 1} are missing')
                 last = record[0].sequence
-                places |= self._journal_chunks(record)
+                self._journal_chunks(record, found)
             self._nothing_behind(files, last)
-            self._torn(files, last)
+            self._torn(files, last, ends, found)
         except FileNotFoundError as error:
-            report.add('journal-bad', 'journal', f'{error.filename}: is not there')
+            found.findings.append(('journal-bad', 'journal', f'{error.filename}: is not there'))
         except PermissionError as error:  # ours to look for, not the disk's: no damage, and never clean
-            report.could_not('the journal', str(error.strerror))
+            found.unseen = str(error.strerror)
         except OSError as error:
-            report.add('journal-bad', 'journal', f'cannot be read: {error.strerror}')
+            found.findings.append(('journal-bad', 'journal', f'cannot be read: {error.strerror}'))
         except Corrupt as error:
             # Writers go on: a file may have been begun anew while it was read.
             if not self._store.in_use():
-                report.add('journal-bad', 'journal', str(error))
-        return frozenset(places)
+                found.findings.append(('journal-bad', 'journal', str(error)))
+        return found
 
-    def _journal_file(self, number: int) -> tuple[JournalHeader, bytes]:
+    def journal(self, found: Journal) -> frozenset[int]:
+        """Tell what was found in the journal; return the places of records that it names. Those in packs the
+        catalog does not know are taken off the list of strangers."""
+        if found.unseen:
+            self._report.could_not('the journal', found.unseen)
+        for finding in found.findings:
+            self._report.add(*finding)
+        self._unknown[:] = [one for one in self._unknown if one[1] not in found.packs]
+        return frozenset(found.places)
+
+    def _journal_records(
+        self, head: JournalHeader, data: bytes, ends: list[int]
+    ) -> Iterator[list[JournalFrame]]:
+        """Yield the complete records of a file, each as its frames; note where its frames end."""
+        parts: list[JournalFrame] = []
+        for placed in scan_frames(data, self._store.uuid, JOURNAL_HEADER_BYTES, head.first_sequence):
+            ends[head.file_number] = placed.end
+            parts.append(placed.frame)
+            if not placed.frame.more:
+                yield parts
+                parts = []
+
+    def _journal_file(self, number: int, found: Journal) -> tuple[JournalHeader, bytes]:
         data = self._store.read('journal', str(number), bytes_max=limits.JOURNAL_BYTES)
         if len(data) != limits.JOURNAL_BYTES:
-            self._report.add(
-                'journal-bad', f'journal/{number}', f'has {len(data)} bytes of {limits.JOURNAL_BYTES}'
-            )
+            what = f'has {len(data)} bytes of {limits.JOURNAL_BYTES}'
+            found.findings.append(('journal-bad', f'journal/{number}', what))
         try:
             head = decode_journal_header(data)
         except Corrupt:
@@ -153,30 +180,26 @@ class Evidence:
                     if not place.more:
                         raise Corrupt(f'journal: record {last + 1} is whole, and nothing leads to it')
 
-    def _torn(self, files: list[tuple[JournalHeader, bytes]], last: int) -> None:
+    def _torn(
+        self, files: list[tuple[JournalHeader, bytes]], last: int, ends: list[int], found: Journal
+    ) -> None:
         for head, data in files:
-            end = JOURNAL_HEADER_BYTES
-            for placed in scan_frames(data, self._store.uuid, end, head.first_sequence):
-                end = placed.end
-            found = peek_frame(data, self._store.uuid, end)
-            if found is not None and found[0] == last + 1 and not self._store.in_use():
-                self._report.add(
-                    'journal-torn', f'journal/{head.file_number}', f'record {found[0]} at byte {end}'
-                )
+            end = ends[head.file_number]
+            torn = peek_frame(data, self._store.uuid, end)
+            if torn is not None and torn[0] == last + 1 and not self._store.in_use():
+                place = f'journal/{head.file_number}'
+                found.findings.append(('journal-torn', place, f'record {torn[0]} at byte {end}'))
 
-    def _journal_chunks(self, record: list[JournalFrame]) -> set[int]:
-        places = set()
+    def _journal_chunks(self, record: list[JournalFrame], found: Journal) -> None:
         for frame in record:
             for chunk in frame.chunks:
                 number = self._numbers.get(chunk.pack_name, 0)
-                self._unknown[:] = [one for one in self._unknown if one[1] != chunk.pack_name]
-                places.add(number << 32 | chunk.offset)
+                found.packs.add(chunk.pack_name)
+                found.places.add(number << 32 | chunk.offset)
                 why = self._read(chunk)
                 if why:
-                    self._report.add(
-                        'journal-chunk', f'journal record {frame.sequence}', f'chunk {chunk.id.hex()}: {why}'
-                    )
-        return places
+                    place = f'journal record {frame.sequence}'
+                    found.findings.append(('journal-chunk', place, f'chunk {chunk.id.hex()}: {why}'))
 
     def _read(self, chunk: NewChunk) -> str:
         try:
