@@ -212,28 +212,36 @@ class _Check:
         if self.catalog.sound:
             self.evidence = Evidence(self.store, self.catalog, self.report, self.unknown)
             work[:0] = [PAGES] * (not self.closer) + [JOURNAL] * (not names)
-        done = 0
-        for result in self._spread(_pack_work, work, total):
-            if isinstance(result, Journal):
-                self.journal = result
-                continue
-            if isinstance(result, bool):
-                if not result:
-                    raise LookCloser
-                continue
-            done += 1
-            self.results.append(result)
-            for finding in result.findings:
-                if finding[0] not in LOST_BY:
-                    self.report.add(*finding)
-            result.findings = [one for one in result.findings if one[0] in LOST_BY]
-            if result.unseen:
-                pack = self.catalog.packs.get(result.number)
-                name = '/'.join(self.store.pack_parts(pack.kind, pack.name)) if pack else 'a pack'
-                self.report.could_not(name, f'{result.unseen}; what its chunks are needed for neither')
-            self.report.progress('packs', done, len(tasks))
+        try:
+            for result in self._spread(_pack_work, work, total, as_they_come=True):
+                self._take_result(result)
+                self.report.progress('packs', len(self.results), len(tasks))
+        finally:  # also what an interrupted check has found
+            # Two checks say the same in the same order.
+            self.results.sort(key=lambda one: (one.number, one.findings[:1]))
+            for one in self.results:
+                self._tell_pack(one)
         if self.catalog.sound:
             self._strangers()
+
+    def _take_result(self, result: PackResult | Journal | bool) -> None:
+        if isinstance(result, Journal):
+            self.journal = result
+        elif isinstance(result, PackResult):
+            self.results.append(result)
+        elif not result:
+            raise LookCloser
+
+    def _tell_pack(self, result: PackResult) -> None:
+        """Tell what is wrong with a pack, but for what is told with the chunks that are lost."""
+        for finding in result.findings:
+            if finding[0] not in LOST_BY:
+                self.report.add(*finding)
+        result.findings = [one for one in result.findings if one[0] in LOST_BY]
+        if result.unseen:
+            pack = self.catalog.packs.get(result.number)
+            name = '/'.join(self.store.pack_parts(pack.kind, pack.name)) if pack else 'a pack'
+            self.report.could_not(name, f'{result.unseen}; what its chunks are needed for neither')
 
     def _strangers(self) -> None:
         if self.options.names or self.store.in_use():
@@ -255,8 +263,11 @@ class _Check:
                 what = f'{what}; {error}'
             self.report.add(code, '/'.join(parts), what)
 
-    def _spread(self, work: Callable[[Any], Any], tasks: Sequence[Any], total: int) -> Iterator[Any]:
-        """Do tasks in worker processes, when that is worth it, and yield the results as they come."""
+    def _spread(
+        self, work: Callable[[Any], Any], tasks: Sequence[Any], total: int, *, as_they_come: bool = False
+    ) -> Iterator[Any]:
+        """Do tasks in worker processes, when that is worth it, and yield the results, in the order of tasks
+        or as they come."""
         global _SHARED
         _SHARED = self._shared()
         _SPILL.clear()
@@ -269,7 +280,8 @@ class _Check:
             return
         # Children are forked: what they share is there already, and is not copied.
         with multiprocessing.get_context('fork').Pool(jobs, _begin_work) as pool:
-            yield from pool.imap_unordered(work, tasks, chunksize=1)
+            spread = pool.imap_unordered if as_they_come else pool.imap
+            yield from spread(work, tasks, chunksize=1)
 
     def _spread_leaves(self, look: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         self._look = look
