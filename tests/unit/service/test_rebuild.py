@@ -17,32 +17,15 @@ from snapfs.store import backup
 from snapfs.store.durable import Disk
 from snapfs.store.store import Store
 from snapfs.volume.engine import Engine
-from tests.images.image import make
 from tests.mutants.setting import StepWorld, small
 from tests.support.fsck import report_of
 from tests.support.lives import on, trees
 from tools.breakit import break_it
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image with a backup, and closed clean."""
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-
-    async def keep(collecting: Collecting) -> None:
-        assert collecting.engine.store.backups.write(10**18)
-        assert not collecting.engine.store.backups.write(10**18 + 1), 'nothing has changed'
-
-    on(path, keep)
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    path = tmp_path / 'store'
-    shutil.copytree(whole, path)
-    return path
+def store(kept_store: Path) -> Path:
+    return kept_store
 
 
 def rebuilt(path: Path, *, install: bool = True) -> Any:
@@ -72,8 +55,8 @@ LOST += ['snapshot-rootless']
 
 
 @pytest.mark.parametrize('how', LOST)
-def test_with_a_backup_everything_has_its_name_again(whole, store, tmp_path, how):
-    shutil.copytree(whole, tmp_path / 'other')
+def test_with_a_backup_everything_has_its_name_again(kept_image, store, tmp_path, how):
+    shutil.copytree(kept_image, tmp_path / 'other')
     wanted = trees(tmp_path / 'other')
     break_it(store, how, seed=1)
     told = rebuilt(store)
@@ -100,8 +83,8 @@ def test_a_catalog_of_another_version_is_not_a_damaged_one(store):
         assert files(store) == before
 
 
-def test_from_packs_alone_every_tree_is_there(whole, store, tmp_path):
-    shutil.copytree(whole, tmp_path / 'other')
+def test_from_packs_alone_every_tree_is_there(kept_image, store, tmp_path):
+    shutil.copytree(kept_image, tmp_path / 'other')
     wanted = trees(tmp_path / 'other')
     lose(store)
     shutil.rmtree(store / 'backups')
