@@ -207,6 +207,7 @@ REBUILD_BAD_MAX = 10_000  # things that could not be read and are named
 REBUILD_EPOCH_GAP = 1 << 20  # commits since the backup that nobody tells of
 REBUILD_NUMBER_GAP = 1024  # views, volumes, requests, batches and incidents likewise
 REBUILD_NUMBER_MAX = 1 << 60  # a larger one in a file is nonsense
+INDEX_ROW_BYTES_MIN = 64  # that a row of the index takes in a catalog at least
 SCRUB_FRESH_NS = (
     12 * 3600 * 10**9
 )  # what was verified within this time is not read again by a scrub that goes on

@@ -39,7 +39,7 @@ def store(cut_store: Path) -> Path:
 
 def rebuilt(path: Path, *, install: bool = True, journal: bool = False) -> Any:
     with small():
-        return command._rebuild(path, path / 'catalog.new', None, install, False, journal)
+        return command._rebuild(path, path / 'catalog.new', None, install, journal)
 
 
 def files(path: Path) -> dict[str, bytes]:
