@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from snapfs import limits
 from snapfs.cli import rebuild as command
 from snapfs.errors import Corrupt, Held, Invalid, Latched
 from snapfs.rescue.rebuild_install import refuse_whole
@@ -219,3 +220,56 @@ async def test_a_backup_that_cannot_be_written_is_told_and_hurts_nobody(tmp_path
 
 def refuse(*arguments: object) -> None:
     raise OSError(28, 'the disk is full')
+
+
+# --- numbers of views ------------------------------------------------------------------------------------
+def codes(path: Path) -> list[str]:
+    with small():
+        return [one.code for one in report_of(path).findings]
+
+
+@pytest.mark.parametrize('backed', [True, False])
+def test_numbers_that_a_rebuild_has_passed_over_are_accounted_for(store, backed):
+    assert 'view-unaccounted' not in codes(store)
+    if not backed:
+        shutil.rmtree(store / 'backups')
+    for name in ('new', 'newer'):  # again: what is passed over twice is counted once
+        lose(store)
+        rebuilt(store)
+        assert 'view-unaccounted' not in codes(store)
+        if backed:
+            on(store, lambda collecting, name=name: collecting.engine.snapshot_create('home', name, 'ann'))
+            assert 'view-unaccounted' not in codes(store)
+
+
+def test_what_vanishes_after_a_rebuild_is_told(store):
+    lose(store)
+    rebuilt(store)
+    on(store, lambda collecting: collecting.engine.snapshot_create('home', 'new', 'ann'))
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        (number,) = db.execute("SELECT number FROM snapshot WHERE name = CAST('new' AS BLOB)").fetchone()
+        db.execute('DELETE FROM snapshot WHERE number = ?', (number,))
+    db.close()
+    with small():
+        (found,) = [one for one in report_of(store).findings if one.code == 'view-unaccounted']
+    assert found.what == f'1 of the views {number}'
+
+
+def test_a_tree_that_nobody_names_gets_a_number_that_was_never_used(store):
+    """The numbers behind the backup's may have been given out, to what is gone."""
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        (given,) = db.execute("SELECT value FROM settings WHERE key = 'next_view'").fetchone()
+        db.execute('DELETE FROM hold')
+        db.execute('DELETE FROM snapshot')
+    db.close()
+    on(store, idle_with_backup)
+    lose(store)
+    assert rebuilt(store)['trees']
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        numbers = [one for (one,) in db.execute("SELECT number FROM snapshot WHERE who = 'rebuild'")]
+    db.close()
+    assert numbers and min(numbers) >= given + limits.REBUILD_NUMBER_GAP
+
+
+async def idle_with_backup(collecting: Collecting) -> None:
+    collecting.engine.store.backups.write(2 * 10**18)
