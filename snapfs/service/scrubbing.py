@@ -82,11 +82,32 @@ class Scrubbing:
                 log.exception('bug: the scrub failed')
 
     async def back_up(self) -> None:
-        """Keep backups of the catalog and second copies of nodes, for as long as the daemon runs."""
-        store = self._engine.store
+        """Keep backups of the catalog and second copies of nodes, for as long as the daemon runs: once a
+        minute, and a backup a moment after names of volumes or snapshots have changed."""
+        changes = 0
+
+        def note(what: str, volume: int, name: str, number: int) -> None:
+            nonlocal changes
+            changes += 1
+
+        self._engine.on_change(note)
+        store, world = self._engine.store, self._world
+        kept = full = world.monotonic()
+        seen, pause = 0, 0.0
+        await world.run_in_thread(store.keep_copies)
         while True:
-            await self._world.run_in_thread(store.keep_copies)
-            await self._world.sleep(limits.BACKUP_SECONDS)
+            await world.sleep(limits.BACKUP_NAMES_SECONDS)
+            began = world.monotonic()
+            if began - full >= limits.BACKUP_SECONDS:
+                full, work = began, store.keep_copies
+            elif changes != seen and began - kept >= pause:
+                work = store.keep_names
+            else:
+                continue
+            seen = changes
+            await world.run_in_thread(work)
+            kept = world.monotonic()
+            pause = limits.BACKUP_SHARE * (kept - began)
 
     async def tick(self) -> None:
         """One step of the schedule, about once an hour: verify what is due. One pass, with the lowest

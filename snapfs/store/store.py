@@ -170,8 +170,13 @@ class Store:
     def keep_copies(self) -> None:
         """Write what helps after damage, where something has changed: a backup of the catalog, second copies
         of nodes. Never raises. Any thread, one at a time."""
-        self.backups.write(self.world.time_ns())
+        self.keep_names()
         self.mirror.copy()
+
+    def keep_names(self) -> None:
+        """Write a backup of the catalog, if something has changed. Never raises. Any thread, one at a
+        time."""
+        self.backups.write(self.world.time_ns())
 
     def _mark_unclean(self) -> None:
         self.catalog.set_setting('clean', 0)
