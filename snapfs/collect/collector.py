@@ -94,7 +94,7 @@ class Collector:
     def recover(self) -> list[BatchRow]:
         """After opening, before anything is collected: what was half decided goes back; the confirmed
         batches, which have to be brought to their end, are returned."""
-        return self.batches.recover()
+        return [] if self.store.latched is not None else self.batches.recover()
 
     # --- when it may run ---------------------------------------------------------------------------------
     def check(self, troubles: Sequence[str] = ()) -> None:

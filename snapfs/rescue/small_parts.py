@@ -135,6 +135,9 @@ def position_of(store: Path) -> Position:
 def journal_problem(disk: Disk, directory: Path, uuid: bytes, position: Position) -> str:
     """Say why a store cannot be opened with this journal; nothing when it can. Invalid, Unavailable: we were
     not let in, which says nothing of it."""
+    if disk.is_read_only(directory.parent):
+        disk = Disk()
+        disk.latch('the journal is only read')
     try:
         Journal.open(disk, directory, uuid, position.committed, position.clean).close()
     except (Invalid, Unavailable):

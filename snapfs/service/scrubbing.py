@@ -45,8 +45,9 @@ class Scrubbing:
     ) -> Object:
         """Verify these slots; `again`: also those that were verified a moment ago. Latched while the store is
         read-only: nothing could be recorded."""
-        if self._engine.store.latched is not None:
-            raise Latched(f'the store is read-only: {self._engine.store.latched}')
+        store = self._engine.store
+        if store.latched is not None:
+            raise Latched(f'the store is read-only: {store.latched}', advice=store.disk.advice)
         wanted = tuple(slots)
         todo = list(wanted) if again else self._stale(wanted, limits.SCRUB_FRESH_NS)
         report: Object = {

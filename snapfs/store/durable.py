@@ -42,20 +42,21 @@ class Disk:
 
     def __init__(self) -> None:
         self.latched: str | None = None
+        self.advice: str | None = None  # what to do about that, where it is not the usual
         self.syncs = 0  # file syncs asked of the disk below, the catalog's own not counted
         self._nowait = True
 
     # --- the latch ---------------------------------------------------------------------------------------
-    def latch(self, reason: str) -> Latched:
+    def latch(self, reason: str, advice: str | None = None) -> Latched:
         """Stop writing for ever (the first reason stays) and return the error to raise."""
         if self.latched is None:
-            self.latched = reason
-        return Latched(self.latched)
+            self.latched, self.advice = reason, advice
+        return Latched(self.latched, advice=self.advice)
 
     def check(self) -> None:
         """Raise Latched when the disk has been latched."""
         if self.latched is not None:
-            raise Latched(self.latched)
+            raise Latched(self.latched, advice=self.advice)
 
     def _write_error(self, error: OSError, what: str) -> SnapfsError:
         if error.errno in NO_SPACE:
@@ -303,6 +304,10 @@ class Disk:
     def statvfs(self, path: Path) -> os.statvfs_result:
         """Return the figures of the disk below."""
         return os.statvfs(path)
+
+    def is_read_only(self, path: Path) -> bool:
+        """Return whether the filesystem that `path` lies in is mounted read-only."""
+        return bool(self.statvfs(path).f_flag & os.ST_RDONLY)
 
     def database_committed(self, connection: sqlite3.Connection) -> None:
         """Called after every COMMIT of the catalog, which SQLite has synced itself. The simulation takes an

@@ -4,7 +4,7 @@ their own.
 Order of opening: superblock, lock, catalog, audit log, journal, packs. After an unclean stop packs are
 recovered before anybody writes; the engine then replays the journal, commits, and calls `journal.restart`. A
 store with an incident of scope 'store' in force opens read-only: every write raises Latched until a person
-has acknowledged it.
+has acknowledged it. So does one on a filesystem that is mounted read-only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
-from snapfs.store import damage
+from snapfs.store import damage, readonly
 from snapfs.store.audit import AuditLog
 from snapfs.store.backup import FOLDER, Backups, keep_superblock, superblock_copy
 from snapfs.store.catalog import Catalog, Commit
@@ -140,6 +140,8 @@ class Store:
 
     def _open_parts(self) -> None:
         disk, path, uuid = self.disk, self.path, self.superblock.uuid
+        if disk.is_read_only(path):
+            disk.latch(f'{path}: {readonly.REASON}', readonly.ADVICE)
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 raise Corrupt(f'{path / name} is missing')  # P10: it is not an empty one
@@ -150,7 +152,7 @@ class Store:
         in_force = self.catalog.incidents('store')
         if in_force:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
-        else:
+        elif disk.latched is None:
             self._with_reserve(self._mark_unclean)
         self.backups = Backups(disk, path, uuid, self.catalog)
         self.mirror = Mirror(disk, path, self.catalog, self.was_clean)
