@@ -33,6 +33,10 @@ FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+NO_RIGHT = (
+    'The files of a store must be readable and writable for who uses it: call as its owner, or give '
+    'the right back with chmod u+rw.'
+)
 IOV_MAX = os.sysconf('SC_IOV_MAX')
 ZEROS = bytes(1 << 20)
 
@@ -88,7 +92,7 @@ class Disk:
             if error.errno in (*NO_DESCRIPTORS, errno.EROFS):
                 raise Unavailable(f'cannot open {path}: {error.strerror}') from error
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise Invalid(f'cannot open {path}: {error.strerror}') from error
+                raise Invalid(f'cannot open {path}: {error.strerror}', advice=NO_RIGHT) from error
             if error.errno in NO_SPACE:
                 raise Refused(
                     errno.ENOSPC, f'cannot create {path}: no space left on the disk below'
