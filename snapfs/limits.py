@@ -172,6 +172,7 @@ COLLECT_PAUSE_SECONDS_MAX = 0.2  # between two slices
 WHY_CHUNKS_MAX = 4096  # that one question is about
 WHY_FILES_MAX = 100  # names of files in the answer, for each volume
 PATH_PARTS_MAX = 4096  # of a path that is told: a damaged directory may be its own parent
+CATALOG_LOOK_SECONDS = 86_400.0  # between two looks at all pages of the catalog
 COLLECT_DAY_NS = 86_400 * 10**9  # the share of the store that may go is counted over this time
 CLOCK_GAP_NS_MAX = 86_400 * 10**9  # of a gap between two openings, so much is believed of the wall clock
 CLOCK_WRITE_NS = 60 * 10**9  # trusted time is written down so often
@@ -209,7 +210,7 @@ REBUILD_BAD_MAX = 10_000  # things that could not be read and are named
 REBUILD_EPOCH_GAP = 1 << 20  # commits since the backup that nobody tells of
 REBUILD_NUMBER_GAP = 1024  # views, volumes, requests, batches and incidents likewise
 REBUILD_NUMBER_MAX = 1 << 60  # a larger one in a file is nonsense
-INDEX_ROW_BYTES_MIN = 64  # that a row of the index takes in a catalog at least
+INDEX_ROW_BYTES_MIN = 48  # that a row of the index takes in a catalog at least
 SCRUB_FRESH_NS = (
     12 * 3600 * 10**9
 )  # what was verified within this time is not read again by a scrub that goes on

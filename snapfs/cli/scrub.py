@@ -39,7 +39,7 @@ def scrub_command(part: str, rate: int, again: bool, status: bool) -> int:
         'scrub.run', part=int(match[1]), parts=int(match[2]), rate=rate * 1_000_000, again=again
     )
     output.show(found, _render)
-    return EXIT_DAMAGED if found['bad'] else 0
+    return EXIT_DAMAGED if found['bad'] or found['catalog'] else 0
 
 
 def _render(found: Any) -> None:
@@ -47,6 +47,8 @@ def _render(found: Any) -> None:
     if found['skipped']:
         share = 100 * found['skipped'] // (found['skipped'] + found['slots'])
         output.say(f'{share} % were verified within the last 12 hours and not read again (--again reads all)')
+    if found['catalog']:
+        output.say(f'DAMAGED: the catalog: {found["catalog"]}. The collector has stopped. Next: snapfs fsck.')
     if found['bad']:
         output.say('The collector has stopped. Which files: snapfs damage. Next: snapfs recover.')
 

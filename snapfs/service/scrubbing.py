@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from snapfs import limits
@@ -48,6 +49,8 @@ class Scrubbing:
         store = self._engine.store
         if store.latched is not None:
             raise Latched(f'the store is read-only: {store.latched}', advice=store.disk.advice)
+        look = partial(self._collecting.collector.look_at_catalog, again=again)
+        problem = await self._world.run_in_thread(look)
         wanted = tuple(slots)
         todo = list(wanted) if again else self._stale(wanted, limits.SCRUB_FRESH_NS)
         report: Object = {
@@ -56,6 +59,7 @@ class Scrubbing:
             'chunks': 0,
             'bytes': 0,
             'bad': 0,
+            'catalog': problem,
         }
         while todo:
             take = self._pass_slots(len(todo))
@@ -116,6 +120,7 @@ class Scrubbing:
         configuration = self._collecting.collector.configuration()
         if not configuration.scrub_ns or self._engine.store.latched is not None:
             return
+        await self._world.run_in_thread(self._collecting.collector.look_at_catalog)
         due = self._stale(range(SLOTS), configuration.scrub_ns)
         share = max(1, SLOTS * limits.SCRUB_TICK_SECONDS * SECOND_NS // configuration.scrub_ns + 1)
         if due:
