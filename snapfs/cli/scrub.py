@@ -43,12 +43,17 @@ def scrub_command(part: str, rate: int, again: bool, status: bool) -> int:
 
 
 def _render(found: Any) -> None:
+    if found['catalog']:
+        output.say(f'DAMAGED: the catalog: {found["catalog"]}. The collector has stopped. Next: snapfs fsck.')
+    if found['skipped'] and not found['slots']:
+        due = output.moment(found['due_ns'])
+        output.say('Nothing was read: all of it was verified within the last 12 hours.')
+        output.say(f'It is due again from {due} on; to read it now: snapfs scrub --again')
+        return
     output.say(f'verified: {found["chunks"]} chunks, {output.size(found["bytes"])}; damaged: {found["bad"]}')
     if found['skipped']:
         share = 100 * found['skipped'] // (found['skipped'] + found['slots'])
         output.say(f'{share} % were verified within the last 12 hours and not read again (--again reads all)')
-    if found['catalog']:
-        output.say(f'DAMAGED: the catalog: {found["catalog"]}. The collector has stopped. Next: snapfs fsck.')
     if found['bad']:
         output.say('The collector has stopped. Which files: snapfs damage. Next: snapfs recover.')
 

@@ -53,6 +53,7 @@ class Scrubbing:
         problem = await self._world.run_in_thread(look)
         wanted = tuple(slots)
         todo = list(wanted) if again else self._stale(wanted, limits.SCRUB_FRESH_NS)
+        fresh = set(wanted) - set(todo)
         report: Object = {
             'slots': 0,
             'skipped': len(wanted) - len(todo),
@@ -60,6 +61,7 @@ class Scrubbing:
             'bytes': 0,
             'bad': 0,
             'catalog': problem,
+            'due_ns': self._oldest(fresh) + limits.SCRUB_FRESH_NS if fresh else None,
         }
         while todo:
             take = self._pass_slots(len(todo))
@@ -135,6 +137,11 @@ class Scrubbing:
         seen = dict(self._engine.store.catalog.query(text))
         stale = [slot for slot in slots if not now - age_ns < seen.get(slot, -1) <= now]
         return sorted(stale, key=lambda slot: seen.get(slot, -1))
+
+    def _oldest(self, slots: set[int]) -> int:
+        """Return when the first of these slots was verified."""
+        rows = self._engine.store.catalog.query('SELECT slot, verified_ns FROM scrubbed')
+        return min(int(verified) for slot, verified in rows if slot in slots)
 
     def _pass_slots(self, most: int) -> int:
         """Return how many slots a pass takes, so that it is bounded in chunks and in bytes."""
