@@ -14,10 +14,10 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError
+from snapfs.errors import Corrupt, Invalid, Latched, Refused, SnapfsError
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
 from snapfs.store import damage, readonly
@@ -61,6 +61,7 @@ class Store:
         self.world = world
         self.lock = StoreLock(disk, path / 'lock', world)
         self.was_clean = True
+        self.stopped_before = False  # it is read-only for what an earlier session has met, and not this one
         self.recovered: dict[bytes, Recovered] = {}
         self._parts: list[Catalog | AuditLog | Journal | ChunkStore] = []
         self._collector_stopped = False
@@ -152,6 +153,7 @@ class Store:
         in_force = self.catalog.incidents('store')
         if in_force:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
+            self.stopped_before = disk.latched == f'incident {in_force[0].number}: {in_force[0].reason}'
         elif disk.latched is None:
             self._with_reserve(self._mark_unclean)
         self.backups = Backups(disk, path, uuid, self.catalog)
@@ -293,6 +295,20 @@ class Store:
             'uncommitted_chunks': chunks.uncommitted,
             'device_syncs': self.disk.syncs,
         }
+
+    def append_while_stopped(self, event: dict[str, Any]) -> None:
+        """Write a line of the audit log of a store that an earlier session has stopped. Latched when this one
+        has met the failure itself: what the disk says after a failed sync proves nothing (P5)."""
+        if not self.stopped_before:
+            raise Latched(
+                str(self.disk.latched),
+                advice='Unmount the store and look at the disk below it; then acknowledge.',
+            )
+        log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
+        try:
+            log.append(event)
+        finally:
+            log.close()
 
     # --- the latch ---------------------------------------------------------------------------------------
     @property

@@ -26,6 +26,7 @@ from snapfs.store.durable import Disk
 from snapfs.store.lock import StoreLock
 from snapfs.store.store import Store
 from tests.mutants.setting import StepWorld, small
+from tests.support.fsck import report_of
 from tests.support.lives import on, trees
 from tests.unit.service.test_rebuild import files, lose
 
@@ -174,6 +175,45 @@ def test_a_store_that_stopped_writing_can_be_looked_at(kept_store, capsysbinary)
     with small():
         assert main(['snapshot', 'list', '--store', str(kept_store)]) == 0
     assert b'home@monday' in capsysbinary.readouterr().out
+
+
+def test_and_acknowledged_and_is_written_again_when_it_is_opened_next(kept_store, capsysbinary):
+    """The line of the audit log comes first, and could not be written: nobody came out of it."""
+
+    async def stop(collecting: Collecting) -> None:
+        for number in range(2):
+            collecting.engine.store.catalog.incident_add('store', f'failure {number}', 1)
+
+    on(kept_store, stop)
+    with sqlite3.connect(kept_store / 'catalog.sqlite') as db:
+        numbers = [one for (one,) in db.execute("SELECT number FROM incident WHERE scope = 'store'")]
+    db.close()
+    with small():
+        for number in numbers:
+            assert main(['snapshot', 'create', 'home@new', '--store', str(kept_store)]) == Latched.exit_code
+            words = ['incident', 'ack', str(number), '--note', 'a new disk', '--store', str(kept_store)]
+            assert main(words) == 0, capsysbinary.readouterr().err
+        assert main(['snapshot', 'create', 'home@new', '--store', str(kept_store)]) == 0
+        assert main(['audit', '--verify', '--store', str(kept_store)]) == 0
+    lines = (kept_store / 'audit.log').read_text().splitlines()
+    assert [('incident-ack' in line, 'a new disk' in line) for line in lines[-2:]] == [(True, True)] * 2
+    with small():
+        assert not [one for one in report_of(kept_store).findings if one.severity == 'damage']
+
+
+def test_who_has_met_the_failure_himself_cannot_acknowledge_it(kept_store):
+    async def work(collecting: Collecting) -> None:
+        store = collecting.engine.store
+        store.latch('a sync failed')
+        (incident,) = store.catalog.incidents('store')
+        before = (kept_store / 'audit.log').read_bytes()
+        with pytest.raises(Latched, match='a sync failed') as caught:
+            collecting.collector.incidents.acknowledge(incident.number, 'ann', '')
+        assert 'Unmount' in caught.value.line()
+        assert (kept_store / 'audit.log').read_bytes() == before and store.catalog.incidents('store')
+
+    with pytest.raises(Latched):  # the close says that it could not commit
+        on(kept_store, work)
 
 
 def test_no_store_is_read_only_by_itself(kept_store):
