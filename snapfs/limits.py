@@ -172,6 +172,7 @@ COLLECT_PAUSE_SECONDS_MAX = 0.2  # between two slices
 WHY_CHUNKS_MAX = 4096  # that one question is about
 WHY_FILES_MAX = 100  # names of files in the answer, for each volume
 PATH_PARTS_MAX = 4096  # of a path that is told: a damaged directory may be its own parent
+CATALOG_LOOK_SECONDS = 86_400.0  # between two looks at all pages of the catalog
 COLLECT_DAY_NS = 86_400 * 10**9  # the share of the store that may go is counted over this time
 CLOCK_GAP_NS_MAX = 86_400 * 10**9  # of a gap between two openings, so much is believed of the wall clock
 CLOCK_WRITE_NS = 60 * 10**9  # trusted time is written down so often
@@ -199,14 +200,17 @@ RECHECK_WRONG_MAX = 10_000  # chunks that one recheck tells of
 RECOVER_LOST_MAX = 200_000  # lost chunks of one snapshot that a survey tells of
 RECOVER_SLICE = 256  # lost chunks brought back by one transaction
 BACKUP_SECONDS = 60  # between two looks whether the catalog needs a new backup
+BACKUP_NAMES_SECONDS = 1.0  # between two looks whether names of volumes or snapshots have changed
+BACKUP_SHARE = 20  # a backup waits that many times as long as the one before took
 BACKUP_BYTES_MAX = 1 * GIB  # of one file: some 5 million snapshots
-BACKUPS_RECENT = 8
-BACKUPS_DAYS = 14
+BACKUPS_RECENT = 8  # minutes of which the last backup stays
+BACKUPS_DAYS = 14  # days likewise
 REBUILD_TREES_MAX = 1000  # trees that nothing names any more and a rebuild makes snapshots of
 REBUILD_BAD_MAX = 10_000  # things that could not be read and are named
 REBUILD_EPOCH_GAP = 1 << 20  # commits since the backup that nobody tells of
 REBUILD_NUMBER_GAP = 1024  # views, volumes, requests, batches and incidents likewise
 REBUILD_NUMBER_MAX = 1 << 60  # a larger one in a file is nonsense
+INDEX_ROW_BYTES_MIN = 48  # that a row of the index takes in a catalog at least
 SCRUB_FRESH_NS = (
     12 * 3600 * 10**9
 )  # what was verified within this time is not read again by a scrub that goes on

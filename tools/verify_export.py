@@ -1,8 +1,10 @@
 """Recheck an export of a snapfs snapshot from the raw store, without snapfs: reads and hashes each chunk that
-it names, and computes the root anew. Exit code 0: all is whole, and the root is right (ROOT, if given).
-python3 verify_export.py EXPORT STORE [ROOT]; needs blake3, and before Python 3.14 backports.zstd."""
+it names, and computes the root anew. Exit code 0: all is whole, and the root is right (ROOT, if given);
+4: it is not; 2: wrong call. python3 verify_export.py EXPORT STORE [ROOT]
+Needs blake3, and before Python 3.14 backports.zstd."""
 
 import json
+import os
 import sqlite3
 import sys
 from pathlib import Path
@@ -34,6 +36,16 @@ def whole(store: Path, db: sqlite3.Connection, id: bytes, length: int) -> bool:
     return False
 
 
+def stop(kind: type, error: BaseException, trace: object) -> None:
+    """One line: what cannot be opened is a wrong call, what makes no sense is no whole export or catalog."""
+    print(f'{" ".join(sys.argv[1:])}: {error!r}', file=sys.stderr, flush=True)
+    os._exit(2 if issubclass(kind, OSError) else 4)
+
+
+if len(sys.argv) not in (3, 4) or not Path(sys.argv[2], 'catalog.sqlite').is_file():
+    print('say: verify_export.py EXPORT STORE [ROOT]', file=sys.stderr)
+    sys.exit(2)
+sys.excepthook = stop
 export, store, *wanted = sys.argv[1:]
 db = sqlite3.connect(Path(store, 'catalog.sqlite').absolute().as_uri() + '?mode=ro', uri=True)
 trees: list[tuple[int, bytes]] = []  # (height, hash): the Merkle tree of RFC 6962, section 2.1
@@ -57,4 +69,4 @@ while trees:
     root = blake3(b'\1' + trees.pop()[1] + root).digest()
 right = [root.hex()] * (1 + len(wanted)) == [stated, *wanted]
 print(f'{bad} chunks are damaged; root {root.hex()}', 'is right' if right else f'is not {[stated, *wanted]}')
-sys.exit(0 if right and not bad else 1)
+sys.exit(0 if right and not bad else 4)

@@ -14,7 +14,7 @@ from snapfs import limits
 from snapfs.cli import output
 from snapfs.errors import Invalid
 
-EXIT_DAMAGED = 4
+EXIT_DAMAGED, EXIT_UNCHECKED = 4, 8
 COLUMNS = ('in', 'file', 'lost bytes')
 ROWS_AT_ONCE = 1000  # a table of all would take much memory
 
@@ -28,8 +28,8 @@ def damage_command(store_path: str | None, chunks: tuple[str, ...]) -> int:
 
     Lost is what reads, scrubs and recoveries found missing or wrong, what lies in packs that are gone or too
     short, and what the index has lost. Bytes that have rotted in secret are found by `snapfs scrub` and by
-    `snapfs fsck`. Read only; seconds; mounted or not. The exit code is 0 when nothing is lost, and 4 when
-    something is, or could not be checked.
+    `snapfs fsck`. Read only; seconds; mounted or not. The exit code is 0 when nothing is lost, 4 when
+    something is, and 8 when that is not known and something could not be checked.
     """
     from tools.checker.check import Options, check
     from tools.checker.findings import Report
@@ -60,7 +60,7 @@ def damage_command(store_path: str | None, chunks: tuple[str, ...]) -> int:
         for text in report.unchecked:
             output.say(f'NOT CHECKED {text}')
     lost = any(one.severity == 'damage' for one in found)
-    return EXIT_DAMAGED if lost or report.unchecked else 0
+    return EXIT_DAMAGED if lost else EXIT_UNCHECKED if report.unchecked else 0
 
 
 def _located(store: str | None) -> Path:

@@ -14,19 +14,26 @@ from snapfs.errors import Held, Invalid
 
 @click.command('rebuild', epilog='Example: snapfs rebuild /srv/store /srv/store/catalog.new --install')
 @click.argument('store', metavar='STORE')
-@click.argument('target', metavar='NEW-CATALOG')
+@click.argument('target', metavar='NEW-CATALOG', required=False)
 @click.option('--backup', metavar='FILE', help='Take names from this backup, not the newest.')
 @click.option('--install', is_flag=True, help='Put it in place; the old one is kept.')
 @click.option('--journal', 'give_up', is_flag=True, help='Go on without what a damaged journal has lost.')
 @click.option('--list-backups', 'only_list', is_flag=True, help='Only say which backups there are.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 def rebuild_command(
-    store: str, target: str, backup: str | None, install: bool, give_up: bool, only_list: bool, as_json: bool
+    store: str,
+    target: str | None,
+    backup: str | None,
+    install: bool,
+    give_up: bool,
+    only_list: bool,
+    as_json: bool,
 ) -> None:
     """Make a new catalog for a store that has lost its own; or put back its superblock, or its journal.
 
     Chunks come from the packs themselves, names from the newest backup; whole trees that nobody names any
     more become snapshots of a volume `recovered`. Nothing in the store is changed: the old catalog stays.
+    NEW-CATALOG is a new file: with --install one in the store, else one outside of it.
     The store must not be mounted. Afterwards the collector stands still until you have looked: snapfs
     incident list.
 
@@ -34,21 +41,38 @@ def rebuild_command(
     is replaced, with --journal, by its part before the damage: what fsync promised after that is lost. What
     was damaged stays in the store as superblock.lost-N and journal.lost-N.
     """
-    found = _rebuild(Path(store), Path(target), backup, install, only_list, give_up)
+    found: Any
+    if only_list:
+        found = _backups(Path(store))
+    elif target is None:
+        example = f'snapfs rebuild {store} {Path(store) / "catalog.new"} --install'
+        raise Invalid('which new catalog?', advice=f'Say: {example}.')
+    else:
+        found = _rebuild(Path(store), Path(target), backup, install, give_up)
     if as_json:
         output.print_json(found)
     else:
-        _render(found, store, target, install)
+        _render(found, store, target or '', install)
 
 
-def _rebuild(
-    store: Path, target: Path, backup: str | None, install: bool, only_list: bool, give_up: bool = False
-) -> Any:
+def _backups(store: Path) -> Any:
+    from snapfs.service.client import check_store
+    from snapfs.store import backup as backups
+    from snapfs.store.durable import Disk
+
+    if not (store / backups.FOLDER).is_dir():
+        check_store(store)
+    names = Disk().listdir(store / backups.FOLDER)
+    return {'backups': [name for name in names if name.endswith('.json')]}
+
+
+def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_up: bool = False) -> Any:
     from dataclasses import asdict
 
     from snapfs.rescue import rebuild, small_parts
     from snapfs.rescue.rebuild_install import catalog_is_whole
     from snapfs.rescue.rebuild_install import install as install_new
+    from snapfs.rescue.rebuild_target import check_room, checked_target
     from snapfs.store import backup as backups
     from snapfs.store.durable import Disk
     from snapfs.store.lock import StoreLock
@@ -61,14 +85,12 @@ def _rebuild(
     except (FileNotFoundError, NotADirectoryError):
         raise Invalid(f'{store} is not a snapfs store') from None
     uuid = found.block.uuid
-    if only_list:
-        folder = store / backups.FOLDER
-        return {'backups': sorted(path.name for path in folder.glob('*.json'))}
     lock = StoreLock(disk, store / 'lock', world)
     lock.acquire()
     try:
-        if catalog_is_whole(store):
+        if catalog_is_whole(disk, store):
             return _small(disk, store, found, install, give_up)
+        target = checked_target(disk, store, target, install)
         if backup is None:
             chosen = rebuild.newest_backup(disk, store, uuid)
         else:
@@ -76,7 +98,7 @@ def _rebuild(
             if not path.is_file():
                 raise Invalid(f'there is no backup {backup}')
             chosen = backups.decode(path, disk.read_file(path, 1 << 30), uuid)
-        target = target.absolute()
+        check_room(disk, target, chosen)
         result = rebuild.Rebuild(disk, store, uuid, target, world.time_ns()).run(chosen, _progress)
         if install:
             result.kept = small_parts.restore_superblock(disk, store) if found.problem else []
@@ -94,7 +116,7 @@ def _small(disk: Any, store: Path, found: Any, install: bool, give_up: bool) -> 
     uuid, position = found.block.uuid, small_parts.position_of(store)
     problem = small_parts.journal_problem(disk, store / 'journal', uuid, position)
     if not problem and not found.problem:
-        rebuild_install.refuse_whole(store)
+        rebuild_install.refuse_whole(disk, store)
     if problem and not (give_up or position.clean):
         raise Held(
             f'the catalog is whole, and the journal is not: {problem}',
@@ -148,7 +170,10 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
             output.say(f'kept: {store}/{name}')
         output.say('It is in place. Next: snapfs fsck, mount, incident list')
     else:
-        output.say(f'The new catalog is {target}. To put one in place, remove it and say --install')
+        output.say(
+            f'The new catalog is {target}. To put one in place: '
+            f'snapfs rebuild {store} {Path(store) / "catalog.new"} --install'
+        )
 
 
 def _render_small(found: Any, store: str, install: bool) -> None:

@@ -39,10 +39,17 @@ def scrub_command(part: str, rate: int, again: bool, status: bool) -> int:
         'scrub.run', part=int(match[1]), parts=int(match[2]), rate=rate * 1_000_000, again=again
     )
     output.show(found, _render)
-    return EXIT_DAMAGED if found['bad'] else 0
+    return EXIT_DAMAGED if found['bad'] or found['catalog'] else 0
 
 
 def _render(found: Any) -> None:
+    if found['catalog']:
+        output.say(f'DAMAGED: the catalog: {found["catalog"]}. The collector has stopped. Next: snapfs fsck.')
+    if found['skipped'] and not found['slots']:
+        due = output.moment(found['due_ns'])
+        output.say('Nothing was read: all of it was verified within the last 12 hours.')
+        output.say(f'It is due again from {due} on; to read it now: snapfs scrub --again')
+        return
     output.say(f'verified: {found["chunks"]} chunks, {output.size(found["bytes"])}; damaged: {found["bad"]}')
     if found['skipped']:
         share = 100 * found['skipped'] // (found['skipped'] + found['slots'])

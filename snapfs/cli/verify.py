@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import click
 
 from snapfs.cli import output
 from snapfs.cli.export import advised, named_snapshot, opened_store
-from snapfs.errors import Invalid
+from snapfs.errors import Corrupt, Invalid, SnapfsError
 
 if TYPE_CHECKING:
     from snapfs.rescue.recheck import Recheck
@@ -27,8 +29,11 @@ def verify_command(what: str | None, root: str | None, script: bool) -> int:
     """Read every byte of a snapshot, or all that an export names, and say whether it is whole.
 
     What contains an @ and no slash is a snapshot, everything else a file with an export. Its root must be
-    --root, if given; that of an export also what its last line says. The exit code is 0 when all is whole and
-    the root is right, 4 otherwise.
+    --root, if given; that of an export also what its last line says.
+
+    The exit code is 0 when all is whole and the root is right. It is 4 when something is damaged, the root is
+    another, or the export is cut off or malformed; and 2 for a wrong call: no such file, or a file that is no
+    export. Others are those of every command.
     """
     if script:
         if what is not None or root is not None:
@@ -61,7 +66,7 @@ def _snapshot(title: str) -> dict[str, Any]:
     with opened_store() as reader:
         snapshot = named_snapshot(reader, title)
         recheck = Recheck(reader)
-        with advised(title):
+        with _damaged(Corrupt), advised(title):
             for line in export_lines(reader, snapshot):
                 recheck.add(line)
             return _told(title, recheck, '')
@@ -70,12 +75,25 @@ def _snapshot(title: str) -> dict[str, Any]:
 def _file(path: Path) -> dict[str, Any]:
     from snapfs.rescue.recheck import Kept, Recheck
 
+    if not path.is_file():
+        raise Invalid(f'there is no file {path}', advice='A snapshot is written VOLUME@NAME.')
     kept = Kept(path)
     with opened_store() as reader:
         recheck = Recheck(reader, deleted=True)
-        for line in kept.lines():
-            recheck.add(line)
+        with _damaged(Invalid):
+            for line in kept.lines():
+                recheck.add(line)
         return _told(kept.title, recheck, kept.root.hex())
+
+
+@contextmanager
+def _damaged(kind: type[SnapfsError]) -> Iterator[None]:
+    """What is looked at is damaged, then: neither the call nor the store's opening went wrong."""
+    try:
+        yield
+    except kind as error:
+        error.exit_code = EXIT_DAMAGED
+        raise
 
 
 def _told(title: str, recheck: Recheck, stated: str) -> dict[str, Any]:

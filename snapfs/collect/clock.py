@@ -70,8 +70,11 @@ class TrustedClock:
             return self._trusted_ns
 
     def save(self) -> None:
-        """Write trusted time down, together with what the next opening compares with. One transaction."""
+        """Write trusted time down, together with what the next opening compares with. One transaction; none
+        where nothing is written any more: graces are longer then, and the store can be looked at."""
         with self._lock:
+            if self._catalog.latched is not None:
+                return
             boot_ns = self._clocks()[2]
             values = zip((self._trusted_ns, self._wall_ns, boot_ns), _KEYS, strict=True)
             with self._catalog.transaction() as db:

@@ -86,6 +86,7 @@ class Collector:
         self.batches = Batches(store)
         self.clock = TrustedClock(store.catalog, world)
         self.incidents = Incidents(store, lambda: self.configuration().hook)
+        self._looked: float | None = None  # when all pages of the catalog were last looked at
 
     def configuration(self) -> Configuration:
         """Return all settings as they are now."""
@@ -94,7 +95,7 @@ class Collector:
     def recover(self) -> list[BatchRow]:
         """After opening, before anything is collected: what was half decided goes back; the confirmed
         batches, which have to be brought to their end, are returned."""
-        return self.batches.recover()
+        return [] if self.store.latched is not None else self.batches.recover()
 
     # --- when it may run ---------------------------------------------------------------------------------
     def check(self, troubles: Sequence[str] = ()) -> None:
@@ -104,6 +105,23 @@ class Collector:
         self.incidents.check()
         if troubles:
             raise Held(f'the collector waits: {troubles[0]}')
+        self.look_at_catalog()
+        self.incidents.check()
+
+    def look_at_catalog(self, *, again: bool = False) -> str:
+        """Look at all pages of the catalog: in each session, once a day, or `again`. Return what is wrong, or
+        ''; the collector stands still then: doubt stops deletion and nobody else (P7)."""
+        now = self.world.monotonic()
+        if not again and self._looked is not None and now - self._looked < limits.CATALOG_LOOK_SECONDS:
+            return ''
+        problem = self.store.catalog.problem()
+        if not problem:
+            self._looked = now
+            return ''
+        reason = f'the catalog is damaged: {problem}'
+        if all(row.reason != reason for row in self.store.catalog.incidents()):
+            self.incidents.open(reason, {})
+        return problem
 
     def stop(self, alarm: Alarm) -> None:
         """The latch falls, then everything that is condemned comes back (P7)."""

@@ -165,7 +165,8 @@ class Incidents:
 
     def acknowledge(self, number: int, who: str, note: str) -> IncidentRow:
         """A person has looked: the incident is in force no more. Invalid without a name; Refused(ENOENT)
-        when it is not in force. The audit line, with the note, comes first."""
+        when it is not in force; Latched when this process has met what stopped all writing. The audit line,
+        with the note, comes first. A store that was stopped is written again from its next opening on."""
         name, text = clean_text(who), clean_text(note)
         if not name:
             raise Invalid('an incident is acknowledged by a person, who has a name')
@@ -176,7 +177,10 @@ class Incidents:
             if all(row.number != number for row in catalog.incidents()):
                 raise Refused(errno.ENOENT, f'no incident {number} is in force')
             event = {'event': 'incident-ack', 'incident': number, 'who': name, 'note': text}
-            self._store.audit.append(event)
+            if self._store.latched is None:
+                self._store.audit.append(event)
+            else:
+                self._store.append_while_stopped(event)
             catalog.incident_acknowledge(number, name, now_ns)
         return self.show(number).row
 

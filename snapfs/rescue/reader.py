@@ -20,6 +20,7 @@ from snapfs.format.ids import RecordKind
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path
+from snapfs.store.readonly import still_catalog
 
 TABLES = ('chunk', 'quarantine')
 _KINDS = frozenset(map(int, RecordKind))
@@ -51,7 +52,12 @@ class Reader:
         path = store / 'catalog.sqlite'
         if not path.is_file() or path.is_symlink():
             raise Corrupt('catalog.sqlite is missing')
-        self._db = sqlite3.connect(f'file:{quote(str(path))}?mode=ro', uri=True, isolation_level=None)
+        # Where there is an index, somebody may have the store open; then it is there to be read, too.
+        still = self._disk.is_read_only(path) and not Path(f'{path}-shm').exists()
+        self._still = still_catalog(path) if still else None
+        options = f'{self._still.uri}?mode=ro{self._still.options}' if self._still else ''
+        options = options or f'file:{quote(str(path))}?mode=ro'
+        self._db = sqlite3.connect(options, uri=True, isolation_level=None)
         try:
             for pragma in ('trusted_schema = OFF', 'query_only = ON', 'temp_store = MEMORY'):
                 self._db.execute(f'PRAGMA {pragma}')
@@ -68,6 +74,8 @@ class Reader:
         for fd in self._files.values():
             self._disk.close(fd)
         self._db.close()
+        if self._still is not None:
+            self._still.close()
 
     # --- rows --------------------------------------------------------------------------------------------
     def query(self, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

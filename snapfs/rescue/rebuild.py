@@ -30,6 +30,7 @@ from snapfs.format.items import INODE_MTIME
 from snapfs.format.keys import inode_key
 from snapfs.format.nodes import Branch, Leaf, decode_node, peek_refs
 from snapfs.format.packs import PackEntry
+from snapfs.format.rebuilt import rebuilt_reason
 from snapfs.format.receipts import RECEIPT_HEADER_BYTES, decode_receipt_header, decode_receipt_rows
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from snapfs.rescue.rebuild_journal import look
@@ -99,6 +100,7 @@ class Rebuild:
         self._nodes: Nodes
         self._paths: dict[int, Path] = {}  # of packs, by their numbers
         self._ends: dict[bytes, int] = {}  # of packs, as the backup knows them
+        self._skipped = 0, 0  # the first and the last number of a view that the catalog passes over
         self.result = Rebuilt()
 
     def run(self, chosen: Backup | None, progress: Progress = lambda what, done, known: None) -> Rebuilt:
@@ -118,6 +120,7 @@ class Rebuild:
             self._ends = {row[1]: row[4] for row in chosen.tables['pack']} if chosen is not None else {}
             self._packs(catalog, progress)
             known = self._names(catalog, chosen)
+            self._numbers(catalog)
             self._trees(catalog, known, progress)
             self._journal(catalog, chosen)
             self._finish(catalog)
@@ -414,17 +417,22 @@ class Rebuild:
         there = {name for _, name in packs_on_disk(self._disk, self._store / 'packs')}
         return '' if packs <= there else 'a pack that they name is missing'
 
-    def _finish(self, catalog: Catalog) -> None:
+    def _numbers(self, catalog: Catalog) -> None:
+        """Let every counter go on from above all that was ever given out, before anything gets a number."""
         with catalog.transaction() as db:
+            text = "SELECT value FROM settings WHERE key = 'next_view'"
+            first = db.execute(text).fetchone()[0]
             for key, value in next_numbers(self._disk, self._store).items():
                 gap = limits.REBUILD_EPOCH_GAP if key == 'epoch' else limits.REBUILD_NUMBER_GAP
                 db.execute('UPDATE settings SET value = max(value, ?) + ? WHERE key = ?', (value, gap, key))
+            self._skipped = first, db.execute(text).fetchone()[0] - 1
+
+    def _finish(self, catalog: Catalog) -> None:
+        with catalog.transaction() as db:
             packs = db.execute('SELECT coalesce(max(pack), 0) + 1 FROM pack').fetchone()[0]
             db.execute("UPDATE settings SET value = ? WHERE key = 'next_pack'", (packs,))
             db.execute("UPDATE settings SET value = 0 WHERE key = 'clean'")
-        catalog.incident_add(
-            'collector', 'the catalog was rebuilt: look what is there before anything goes', self._now_ns
-        )
+        catalog.incident_add('collector', rebuilt_reason(*self._skipped), self._now_ns)
 
 
 def _newest(trees: list[Tree]) -> list[Tree]:

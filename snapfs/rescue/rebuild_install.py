@@ -9,6 +9,7 @@ then the store has no catalog: opening it says so and leads back here."""
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 import tempfile
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from snapfs.errors import Corrupt, Held
+from snapfs import limits
+from snapfs.errors import Corrupt, Held, Invalid, SnapfsError, Unavailable
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
@@ -26,6 +28,21 @@ from snapfs.store.migrate import OLDEST_VERSION
 from snapfs.store.rows import hold_row, request_row, snapshot_row, volume_row
 
 LOGS = ('-wal', '-shm')
+NOT_LOOKED_AT = (
+    'Nothing was changed: a catalog that could not be looked at is not a damaged one. Call again as its '
+    'owner, or when it can be read.'
+)
+# What a disk says of bytes that it has lost; a filesystem with checksums of its own says the other two.
+LOST_BYTES = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+ABOUT_CONTENT = (
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_SCHEMA,
+    sqlite3.SQLITE_TOOBIG,
+    sqlite3.SQLITE_MISMATCH,
+)
 READ: dict[str, Callable[[tuple[Any, ...]], object]] = {
     'volume': volume_row,
     'snapshot': snapshot_row,
@@ -34,21 +51,66 @@ READ: dict[str, Callable[[tuple[Any, ...]], object]] = {
 }
 
 
-def catalog_is_whole(store: Path) -> bool:
-    """Return whether the catalog is whole. It is not touched: with a log beside it, a copy is looked at."""
+def catalog_is_whole(disk: Disk, store: Path) -> bool:
+    """Return whether the catalog is whole. It is not touched: with a log beside it, a copy is looked at.
+
+    False only when it is not there, or what can be read of it proves that it is damaged. Whatever else keeps
+    us from looking says nothing of it, and is raised: Invalid (permission, a link), Unavailable, Corrupt (the
+    disk does not let it be opened), OSError (no room for the copy)."""
     path = store / 'catalog.sqlite'
-    if not path.is_file() or path.is_symlink():
+    if path.is_symlink():
+        raise Invalid(
+            f'{path} is a symbolic link', advice='Put the catalog itself there, or remove the link.'
+        )
+    try:
+        if not _can_be_read(disk, path):
+            return False
+        if disk.exists(Path(f'{path}-wal')) and not _can_be_read(disk, Path(f'{path}-wal')):
+            return False
+    except FileNotFoundError:
         return False
     try:
         return _is_whole(path)
-    except (sqlite3.Error, UnicodeDecodeError):  # SQLite quotes damaged names, which need not be UTF-8
+    except UnicodeDecodeError:  # SQLite quotes damaged names, which need not be UTF-8
         return False
+    except sqlite3.Error as error:
+        if _proves_damage(error):
+            return False
+        raise Unavailable(f'{path} could not be checked: {error}', advice=NOT_LOOKED_AT) from error
 
 
-def refuse_whole(store: Path) -> None:
+def _can_be_read(disk: Disk, path: Path) -> bool:
+    """Return whether all of a file can be read; False when it is none, or the disk has lost a part of it."""
+    try:
+        fd = disk.open_read(path)
+    except SnapfsError as error:
+        if isinstance(error, Corrupt) and error.__cause__ is None:
+            return False  # it is no file
+        raise type(error)(str(error), advice=NOT_LOOKED_AT) from error
+    try:
+        for offset in range(0, disk.size(fd), limits.MIB):
+            disk.pread(fd, limits.MIB, offset)
+    except Corrupt as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in LOST_BYTES:
+            return False
+        raise Unavailable(f'{path}: {error}', advice=NOT_LOOKED_AT) from error
+    finally:
+        disk.close(fd)
+    return True
+
+
+def _proves_damage(error: sqlite3.Error) -> bool:
+    """Return whether an error of SQLite is about what is in the file; all of it could be read before. One
+    without a code is of Python's: a text that is none."""
+    code = getattr(error, 'sqlite_errorcode', None)
+    return code is None or code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF in ABOUT_CONTENT
+
+
+def refuse_whole(disk: Disk, store: Path) -> None:
     """Raise Held when the catalog is whole: there is nothing to make anew, and a rebuild would forget
     things."""
-    if catalog_is_whole(store):
+    if catalog_is_whole(disk, store):
         raise Held(
             'the catalog is whole, and a rebuild would only forget things', advice='See: snapfs fsck STORE.'
         )

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.errors import SnapfsError
+from snapfs.errors import Invalid, SnapfsError, Unavailable
 from snapfs.format.journal import JOURNAL_HEADER_BYTES, decode_journal_header, find_frames
 from snapfs.store.durable import Disk
 from snapfs.store.journal import FILES, Journal
@@ -47,7 +47,8 @@ class JournalFacts:
 
 
 def look(store: Path, uuid: bytes, after: int) -> JournalFacts:
-    """Read the journal. Nothing is written, and nothing raised: what cannot be read is a fault."""
+    """Read the journal. Nothing is written; what is damaged or gone is a fault. Invalid, Unavailable: we were
+    not let in, which is none."""
     facts = JournalFacts()
     reader = Disk()
     reader.latch('a rebuild only reads the journal')  # it is opened for reading alone then
@@ -59,6 +60,8 @@ def look(store: Path, uuid: bytes, after: int) -> JournalFacts:
             head = decode_journal_header(data)
             if head.store_uuid == uuid:
                 facts.greatest = max(facts.greatest, head.first_sequence - 1)
+        except (Invalid, Unavailable):
+            raise
         except (SnapfsError, OSError):
             continue
     try:
@@ -72,6 +75,8 @@ def look(store: Path, uuid: bytes, after: int) -> JournalFacts:
                         facts.views[delta.volume] = max(facts.views.get(delta.volume, 0), delta.next_ino)
         finally:
             journal.close()
+    except (Invalid, Unavailable):
+        raise
     except (SnapfsError, OSError) as error:
         facts.fault = str(error)
     return facts

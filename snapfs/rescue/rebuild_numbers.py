@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.errors import Corrupt, SnapfsError
+from snapfs.errors import Corrupt
 from snapfs.store.audit import AuditLine, decode_line
 from snapfs.store.durable import Disk
 
@@ -27,10 +27,10 @@ _FOLDERS = {'batches': 'next_batch', 'incidents': 'next_incident'}
 
 def audit_lines(disk: Disk, store: Path) -> Iterator[AuditLine]:
     """Yield every line of the audit log whose hash is right, in order; nothing when there is no log. What
-    cannot be read ends it."""
+    cannot be read ends it. Invalid, Unavailable: we were not let in, which is no answer."""
     try:
         fd = disk.open_read(store / 'audit.log')
-    except (SnapfsError, FileNotFoundError):
+    except (Corrupt, FileNotFoundError):
         return
     try:
         size, offset, rest = disk.size(fd), 0, b''

@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from snapfs import limits
-from snapfs.errors import Corrupt, SnapfsError
+from snapfs.errors import Corrupt, Invalid, SnapfsError, Unavailable
 from snapfs.format.journal import (
     JOURNAL_HEADER_BYTES,
     JournalHeader,
@@ -133,9 +133,15 @@ def position_of(store: Path) -> Position:
 
 
 def journal_problem(disk: Disk, directory: Path, uuid: bytes, position: Position) -> str:
-    """Say why a store cannot be opened with this journal; nothing when it can."""
+    """Say why a store cannot be opened with this journal; nothing when it can. Invalid, Unavailable: we were
+    not let in, which says nothing of it."""
+    if disk.is_read_only(directory.parent):
+        disk = Disk()
+        disk.latch('the journal is only read')
     try:
         Journal.open(disk, directory, uuid, position.committed, position.clean).close()
+    except (Invalid, Unavailable):
+        raise
     except SnapfsError as error:
         return str(error)
     except OSError as error:

@@ -10,7 +10,7 @@ import signal
 import stat
 from pathlib import Path
 
-from snapfs.errors import Invalid
+from snapfs.errors import Invalid, Unavailable
 from snapfs.service import background, client, mounts, runtime, system, wire
 from snapfs.service.compose import MountRequest, Parts, RealParts
 from snapfs.service.options import MountOptions
@@ -95,6 +95,14 @@ def check_request(request: MountRequest) -> None:
         raise Invalid(f'{mountpoint} is a mounted snapfs already')
     if not directory:
         raise Invalid(f'{mountpoint} is not a directory')
+    from snapfs.store import readonly
+    from snapfs.store.durable import Disk
+
+    if Disk().is_read_only(request.store):
+        raise Unavailable(
+            f'{store} cannot be mounted: {readonly.REASON}, and a daemon has its log and its socket there',
+            advice=readonly.ADVICE,
+        )
 
 
 def _is_dead(mountpoint: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from snapfs import limits
@@ -45,16 +46,22 @@ class Scrubbing:
     ) -> Object:
         """Verify these slots; `again`: also those that were verified a moment ago. Latched while the store is
         read-only: nothing could be recorded."""
-        if self._engine.store.latched is not None:
-            raise Latched(f'the store is read-only: {self._engine.store.latched}')
+        store = self._engine.store
+        if store.latched is not None:
+            raise Latched(f'the store is read-only: {store.latched}', advice=store.disk.advice)
+        look = partial(self._collecting.collector.look_at_catalog, again=again)
+        problem = await self._world.run_in_thread(look)
         wanted = tuple(slots)
         todo = list(wanted) if again else self._stale(wanted, limits.SCRUB_FRESH_NS)
+        fresh = set(wanted) - set(todo)
         report: Object = {
             'slots': 0,
             'skipped': len(wanted) - len(todo),
             'chunks': 0,
             'bytes': 0,
             'bad': 0,
+            'catalog': problem,
+            'due_ns': self._oldest(fresh) + limits.SCRUB_FRESH_NS if fresh else None,
         }
         while todo:
             take = self._pass_slots(len(todo))
@@ -82,11 +89,32 @@ class Scrubbing:
                 log.exception('bug: the scrub failed')
 
     async def back_up(self) -> None:
-        """Keep backups of the catalog and second copies of nodes, for as long as the daemon runs."""
-        store = self._engine.store
+        """Keep backups of the catalog and second copies of nodes, for as long as the daemon runs: once a
+        minute, and a backup a moment after names of volumes or snapshots have changed."""
+        changes = 0
+
+        def note(what: str, volume: int, name: str, number: int) -> None:
+            nonlocal changes
+            changes += 1
+
+        self._engine.on_change(note)
+        store, world = self._engine.store, self._world
+        kept = full = world.monotonic()
+        seen, pause = 0, 0.0
+        await world.run_in_thread(store.keep_copies)
         while True:
-            await self._world.run_in_thread(store.keep_copies)
-            await self._world.sleep(limits.BACKUP_SECONDS)
+            await world.sleep(limits.BACKUP_NAMES_SECONDS)
+            began = world.monotonic()
+            if began - full >= limits.BACKUP_SECONDS:
+                full, work = began, store.keep_copies
+            elif changes != seen and began - kept >= pause:
+                work = store.keep_names
+            else:
+                continue
+            seen = changes
+            await world.run_in_thread(work)
+            kept = world.monotonic()
+            pause = limits.BACKUP_SHARE * (kept - began)
 
     async def tick(self) -> None:
         """One step of the schedule, about once an hour: verify what is due. One pass, with the lowest
@@ -94,6 +122,7 @@ class Scrubbing:
         configuration = self._collecting.collector.configuration()
         if not configuration.scrub_ns or self._engine.store.latched is not None:
             return
+        await self._world.run_in_thread(self._collecting.collector.look_at_catalog)
         due = self._stale(range(SLOTS), configuration.scrub_ns)
         share = max(1, SLOTS * limits.SCRUB_TICK_SECONDS * SECOND_NS // configuration.scrub_ns + 1)
         if due:
@@ -108,6 +137,11 @@ class Scrubbing:
         seen = dict(self._engine.store.catalog.query(text))
         stale = [slot for slot in slots if not now - age_ns < seen.get(slot, -1) <= now]
         return sorted(stale, key=lambda slot: seen.get(slot, -1))
+
+    def _oldest(self, slots: set[int]) -> int:
+        """Return when the first of these slots was verified."""
+        rows = self._engine.store.catalog.query('SELECT slot, verified_ns FROM scrubbed')
+        return min(int(verified) for slot, verified in rows if slot in slots)
 
     def _pass_slots(self, most: int) -> int:
         """Return how many slots a pass takes, so that it is bounded in chunks and in bytes."""

@@ -9,9 +9,10 @@ and the ends of packs fit each other.
 
 STORE/backups/superblock is a copy of the superblock, the same bytes.
 
-A backup is written when these rows have changed, once a minute at most and at a clean close, read back, and
-only then an older one goes: the newest BACKUPS_RECENT stay, and the last of each of the BACKUPS_DAYS days
-before."""
+A backup is written when these rows have changed: a few seconds after a volume or a snapshot was made, renamed
+or asked to go, since nothing else can give a name back; else once a minute at most; and at a clean close. It
+is read back, and only then an older one goes: the newest two stay, the last of each of the BACKUPS_RECENT
+newest minutes, and the last of each of the BACKUPS_DAYS newest days."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ LEFT_OUT = frozenset({'chunk', 'quarantine', 'freed', 'request_part', 'damage', 
 TABLES = tuple(name for name in schema.TABLES if name not in LEFT_OUT)
 # Settings that change by themselves are no reason for a backup. (A commit that changes nothing is an epoch.)
 RESTLESS = frozenset({'epoch', 'trusted_ns', 'trusted_wall_ns', 'trusted_boot_ns', 'clean', 'unclean_opens'})
-DAY_NS = 86_400 * 10**9
+MINUTE_NS, DAY_NS = 60 * 10**9, 86_400 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +138,15 @@ def _state(tables: dict[str, list[list[Any]]]) -> bytes:
 
 
 def expired(names: list[str]) -> list[str]:
-    """Return which backups are not needed any more: beside the newest, the last of each day stays."""
+    """Return which backups are not needed any more. Many that were written within a minute, since many
+    snapshots were taken, do not push out those of the minutes before."""
     ordered = sorted(names, key=_order, reverse=True)
-    keep = set(ordered[: limits.BACKUPS_RECENT])
-    days: dict[int, str] = {}
-    for name in ordered:
-        days.setdefault(_made(name) // DAY_NS, name)
-    keep.update(list(days.values())[: limits.BACKUPS_DAYS])
+    keep = set(ordered[:2])
+    for span_ns, count in ((MINUTE_NS, limits.BACKUPS_RECENT), (DAY_NS, limits.BACKUPS_DAYS)):
+        spans: dict[int, str] = {}
+        for name in ordered:
+            spans.setdefault(_made(name) // span_ns, name)
+        keep.update(list(spans.values())[:count])
     return [name for name in ordered if name not in keep]
 
 

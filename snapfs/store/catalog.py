@@ -24,7 +24,9 @@ from snapfs.errors import Corrupt, Refused, SnapfsError, Unavailable
 from snapfs.store import schema
 from snapfs.store.audit import AuditHead, Place
 from snapfs.store.durable import Disk
+from snapfs.store.integrity import problem_of
 from snapfs.store.migrate import OLDEST_VERSION, migrate
+from snapfs.store.readonly import StillCatalog, still_catalog
 from snapfs.store.rows import (
     ChunkRow,
     Commit,
@@ -97,6 +99,7 @@ class Catalog:
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
+        self._still: StillCatalog | None = None  # set where nothing can be written
         self._audit_head: AuditHead | None = None  # as stored
         self.audit_known: Callable[[], AuditHead | None] = lambda: None  # as durable in the audit log
         self.epoch = 0
@@ -125,20 +128,29 @@ class Catalog:
         """Open a catalog and check that it is one of ours; Corrupt otherwise."""
         disk.close(disk.open_read(path))  # a regular file, no link
         catalog = cls(disk, path)
-        catalog._writer = catalog._connect('rw')
+        if disk.is_read_only(path):
+            catalog._still = still_catalog(path)
         try:
+            catalog._writer = catalog._connect('rw')
             catalog._check_schema(catalog._writer)
             catalog.epoch = catalog.setting('epoch')
             catalog.journal_sequence = catalog.setting('journal_sequence')
+            problem = catalog.problem(schema.SMALL)
+            if problem:
+                raise Corrupt(f'catalog: {problem}')
         except BaseException:
             catalog.close()
             raise
         return catalog
 
     def _connect(self, mode: str) -> sqlite3.Connection:
+        if self._still is None:
+            target = f'file:{quote(str(self._path))}?mode={mode}'
+        else:
+            target = f'{self._still.uri}?mode={mode if self._still.folder else "ro"}{self._still.options}'
         try:
             connection = sqlite3.connect(
-                f'file:{quote(str(self._path))}?mode={mode}',
+                target,
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
@@ -158,6 +170,11 @@ class Catalog:
             application = db.execute('PRAGMA application_id').fetchone()[0]
             version = db.execute('PRAGMA user_version').fetchone()[0]
             if application == schema.APPLICATION_ID and OLDEST_VERSION <= version < schema.SCHEMA_VERSION:
+                if self._still is not None:
+                    raise Unavailable(
+                        f'catalog: version {version}; this program reads {schema.SCHEMA_VERSION}',
+                        advice='Open the store once where it can be written.',
+                    )
                 migrate(db, version)
                 self._disk.database_committed(db)
                 version = schema.SCHEMA_VERSION
@@ -177,6 +194,13 @@ class Catalog:
                     connection.close()
             self._readers.clear()
             self._writer = None
+            if self._still is not None:
+                self._still.close()
+
+    @property
+    def latched(self) -> str | None:
+        """Why nothing is written any more, or None."""
+        return self._disk.latched
 
     # --- reading and writing -----------------------------------------------------------------------------
     @contextmanager
@@ -271,6 +295,18 @@ class Catalog:
             with self._errors():
                 connection.execute('BEGIN')
                 yield lambda text: connection.execute(text).fetchall()
+        finally:
+            connection.close()
+
+    def problem(self, tables: Iterable[str] = ()) -> str:
+        """Return what SQLite finds wrong with the pages of these tables (none: of the whole file), '' when
+        nothing is. A second for a million rows, on a connection of its own; the log is not recycled
+        meanwhile. Values that cannot be are none of its business: whoever reads a row checks it."""
+        connection = self._connect('ro')
+        try:
+            return problem_of(connection, tables)
+        except sqlite3.Error as error:
+            raise sqlite_error(error, self._disk) from error
         finally:
             connection.close()
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.errors import Corrupt
+from snapfs.errors import Corrupt, Invalid
 from snapfs.format.codec import Compressor
 from snapfs.format.ids import chunk_id
 from snapfs.format.journal import NewChunk
@@ -470,6 +470,9 @@ class ChunkStore:
             file = PackFile(self._disk, path, name)
         except FileNotFoundError:
             raise _Gone(f'pack {name.hex()} is missing') from None
+        except (Corrupt, Invalid) as error:
+            # One that we are not let into, too: its chunks cannot be read now, and whoever asks is told so.
+            raise _Gone(str(error)) from error
         try:
             file.check_header(self._uuid, kind)
         except Corrupt as error:

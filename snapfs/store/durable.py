@@ -33,6 +33,10 @@ FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+NO_RIGHT = (
+    'The files of a store must be readable and writable for who uses it: call as its owner, or give '
+    'the right back with chmod u+rw.'
+)
 IOV_MAX = os.sysconf('SC_IOV_MAX')
 ZEROS = bytes(1 << 20)
 
@@ -42,20 +46,21 @@ class Disk:
 
     def __init__(self) -> None:
         self.latched: str | None = None
+        self.advice: str | None = None  # what to do about that, where it is not the usual
         self.syncs = 0  # file syncs asked of the disk below, the catalog's own not counted
         self._nowait = True
 
     # --- the latch ---------------------------------------------------------------------------------------
-    def latch(self, reason: str) -> Latched:
+    def latch(self, reason: str, advice: str | None = None) -> Latched:
         """Stop writing for ever (the first reason stays) and return the error to raise."""
         if self.latched is None:
-            self.latched = reason
-        return Latched(self.latched)
+            self.latched, self.advice = reason, advice
+        return Latched(self.latched, advice=self.advice)
 
     def check(self) -> None:
         """Raise Latched when the disk has been latched."""
         if self.latched is not None:
-            raise Latched(self.latched)
+            raise Latched(self.latched, advice=self.advice)
 
     def _write_error(self, error: OSError, what: str) -> SnapfsError:
         if error.errno in NO_SPACE:
@@ -87,7 +92,7 @@ class Disk:
             if error.errno in (*NO_DESCRIPTORS, errno.EROFS):
                 raise Unavailable(f'cannot open {path}: {error.strerror}') from error
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise Invalid(f'cannot open {path}: {error.strerror}') from error
+                raise Invalid(f'cannot open {path}: {error.strerror}', advice=NO_RIGHT) from error
             if error.errno in NO_SPACE:
                 raise Refused(
                     errno.ENOSPC, f'cannot create {path}: no space left on the disk below'
@@ -303,6 +308,10 @@ class Disk:
     def statvfs(self, path: Path) -> os.statvfs_result:
         """Return the figures of the disk below."""
         return os.statvfs(path)
+
+    def is_read_only(self, path: Path) -> bool:
+        """Return whether the filesystem that `path` lies in is mounted read-only."""
+        return bool(self.statvfs(path).f_flag & os.ST_RDONLY)
 
     def database_committed(self, connection: sqlite3.Connection) -> None:
         """Called after every COMMIT of the catalog, which SQLite has synced itself. The simulation takes an

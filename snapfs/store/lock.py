@@ -8,6 +8,7 @@ would be a race.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -51,6 +52,7 @@ class StoreLock:
         self._path = path
         self._world = world
         self._fd = -1
+        self._told = True  # the file says who holds the lock: not where it cannot be written
 
     @property
     def held(self) -> bool:
@@ -85,8 +87,10 @@ class StoreLock:
             pass  # the disk is full: the lock holds all the same
 
     def describe(self, mountpoint: str) -> None:
-        """Write who holds the lock (this process, as of now) for others to read."""
+        """Write who holds the lock (this process, as of now) for others to read, where that is possible."""
         assert self.held
+        if not self._told:
+            return
         text = json.dumps([os.getpid(), socket.gethostname(), self._world.time_ns(), mountpoint]).encode()
         # One write of a fixed size: a reader never sees the tail of a longer predecessor.
         self._disk.pwrite(self._fd, [text[: limits.LOCK_HOLDER_BYTES].ljust(limits.LOCK_HOLDER_BYTES)], 0)
@@ -116,6 +120,11 @@ class StoreLock:
             return self._disk.open_write(self._path, create=False)
         except FileNotFoundError:
             return self._disk.open_write(self._path, create=True)
+        except Unavailable as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS):
+                raise
+            self._told = False
+            return self._disk.open_read(self._path)  # as good a lock
 
     def _holder(self, fd: int) -> Holder | None:
         try:

@@ -331,6 +331,9 @@ TABLES = {
     'scrubbed': SCRUBBED,
 }
 
+# Tables that do not grow with what is stored: a look at their pages takes a millisecond.
+SMALL = tuple(name for name in TABLES if name not in ('chunk', 'quarantine', 'freed', 'request_part'))
+
 SETTINGS_INITIAL = {
     'epoch': 0,
     'journal_sequence': 0,

@@ -4,7 +4,7 @@ their own.
 Order of opening: superblock, lock, catalog, audit log, journal, packs. After an unclean stop packs are
 recovered before anybody writes; the engine then replays the journal, commits, and calls `journal.restart`. A
 store with an incident of scope 'store' in force opens read-only: every write raises Latched until a person
-has acknowledged it.
+has acknowledged it. So does one on a filesystem that is mounted read-only.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError
+from snapfs.errors import Corrupt, Invalid, Latched, Refused, SnapfsError
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
-from snapfs.store import damage
+from snapfs.store import damage, readonly
 from snapfs.store.audit import AuditLog
 from snapfs.store.backup import FOLDER, Backups, keep_superblock, superblock_copy
 from snapfs.store.catalog import Catalog, Commit
@@ -61,6 +61,7 @@ class Store:
         self.world = world
         self.lock = StoreLock(disk, path / 'lock', world)
         self.was_clean = True
+        self.stopped_before = False  # it is read-only for what an earlier session has met, and not this one
         self.recovered: dict[bytes, Recovered] = {}
         self._parts: list[Catalog | AuditLog | Journal | ChunkStore] = []
         self._collector_stopped = False
@@ -140,6 +141,8 @@ class Store:
 
     def _open_parts(self) -> None:
         disk, path, uuid = self.disk, self.path, self.superblock.uuid
+        if disk.is_read_only(path):
+            disk.latch(f'{path}: {readonly.REASON}', readonly.ADVICE)
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 raise Corrupt(f'{path / name} is missing')  # P10: it is not an empty one
@@ -150,7 +153,8 @@ class Store:
         in_force = self.catalog.incidents('store')
         if in_force:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
-        else:
+            self.stopped_before = disk.latched == f'incident {in_force[0].number}: {in_force[0].reason}'
+        elif disk.latched is None:
             self._with_reserve(self._mark_unclean)
         self.backups = Backups(disk, path, uuid, self.catalog)
         self.mirror = Mirror(disk, path, self.catalog, self.was_clean)
@@ -170,8 +174,13 @@ class Store:
     def keep_copies(self) -> None:
         """Write what helps after damage, where something has changed: a backup of the catalog, second copies
         of nodes. Never raises. Any thread, one at a time."""
-        self.backups.write(self.world.time_ns())
+        self.keep_names()
         self.mirror.copy()
+
+    def keep_names(self) -> None:
+        """Write a backup of the catalog, if something has changed. Never raises. Any thread, one at a
+        time."""
+        self.backups.write(self.world.time_ns())
 
     def _mark_unclean(self) -> None:
         self.catalog.set_setting('clean', 0)
@@ -286,6 +295,20 @@ class Store:
             'uncommitted_chunks': chunks.uncommitted,
             'device_syncs': self.disk.syncs,
         }
+
+    def append_while_stopped(self, event: dict[str, Any]) -> None:
+        """Write a line of the audit log of a store that an earlier session has stopped. Latched when this one
+        has met the failure itself: what the disk says after a failed sync proves nothing (P5)."""
+        if not self.stopped_before:
+            raise Latched(
+                str(self.disk.latched),
+                advice='Unmount the store and look at the disk below it; then acknowledge.',
+            )
+        log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
+        try:
+            log.append(event)
+        finally:
+            log.close()
 
     # --- the latch ---------------------------------------------------------------------------------------
     @property

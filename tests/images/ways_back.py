@@ -116,7 +116,7 @@ class Setting:
     def _rebuild(self, path: Path, outcome: Outcome) -> bool:
         try:
             with small():
-                command._rebuild(path, path / 'catalog.new', None, True, False, True)
+                command._rebuild(path, path / 'catalog.new', None, True, True)
         except SnapfsError as error:
             outcome.errors.append(f'rebuild: {error}')
             return False

@@ -49,3 +49,13 @@ def trees(path: Path) -> dict[str, Any]:
         return found
 
     return on(path, look)
+
+
+def backup_at(time_ns: int) -> Callable[[Collecting], Any]:
+    """Write a backup of the catalog, in which something has changed."""
+
+    async def keep(collecting: Collecting) -> None:
+        assert collecting.engine.store.backups.write(time_ns), 'something has changed'
+        assert not collecting.engine.store.backups.write(time_ns + 1), 'nothing has changed'
+
+    return keep

@@ -30,6 +30,7 @@ from snapfs.format.journal import (
     peek_frame,
     scan_frames,
 )
+from snapfs.format.rebuilt import views_passed_over
 from snapfs.format.receipts import (
     RECEIPT_HEADER_BYTES,
     RECEIPT_ROW_BYTES,
@@ -293,22 +294,28 @@ class Evidence:
             self._freed_volumes += one.get('kind') == 'volume'
 
     def _views(self) -> None:
-        """Every view number that was given out belongs to something that stands, waits, or was freed."""
+        """Every view number that was given out belongs to something that stands, waits, or was freed; or a
+        rebuild has passed over it, and says so in the reason of its incident."""
         db = self._store.connect()
         try:
             seen = {view for (view,) in query(
                 db, 'SELECT number FROM volume UNION SELECT number FROM snapshot '
                 'UNION SELECT view FROM request'
             )}  # fmt: skip
+            reasons = [reason for (reason,) in query(db, 'SELECT reason FROM incident')]
         finally:
             db.close()
         given = min(self._catalog.settings.get('next_view', 1), limits.VIEW_MAX + 1)
         known = {view for view in seen | self._freed_views if type(view) is int and 0 < view < given}
-        missing = given - 1 - len(known)
+        passed = [one for one in map(views_passed_over, reasons) if one]
+        known = {view for view in known if not any(view in one for one in passed)}
+        missing = given - 1 - len(known) - _count(passed, given)
         # A rollback gives its volume another number, and a volume that was freed is told by another one.
         unexplained = missing - self._events['rollback'] - self._freed_volumes
         if unexplained > 0:
-            unseen = (one for one in range(1, given) if one not in known)
+            unseen = (
+                one for one in range(1, given) if one not in known and not any(one in way for way in passed)
+            )
             first = ', '.join(str(one) for one in islice(unseen, 10))
             self._report.add('view-unaccounted', 'catalog.sqlite', f'{unexplained} of the views {first}')
 
@@ -451,3 +458,13 @@ def _hash_of(text: bytes, sequence: int, previous: str) -> str | None:
         return value['hash'] if good and isinstance(value['event'], dict) else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _count(ranges: Iterable[range], end: int) -> int:
+    """Return how many numbers below `end` are in one of these ranges."""
+    count = at = 0
+    for one in sorted(ranges, key=lambda one: one.start):
+        start, stop = max(one.start, at), min(one.stop, end)
+        count += max(0, stop - start)
+        at = max(at, stop)
+    return count

@@ -28,6 +28,10 @@ class Code:
 
 _RECOVER = 'snapfs recover --verify VOLUME@SNAPSHOT: donors give back what they have; a sibling is whole.'
 _REBUILD = 'Keep the store as it is; snapfs rebuild puts back what it has lost.'
+_STALE = (
+    'If the catalog was replaced by an older copy, put back the one that was there. Else keep the store as '
+    'it is: snapfs audit says who deleted what.'
+)
 _JOURNAL = 'Restore it from a copy of the store; snapfs rebuild --journal goes on without what is damaged.'
 _RESTORE = 'Restore the file from a copy of the store, or ask before going on; delete nothing meanwhile.'
 _COLLECT = 'snapfs collect leaks --request asks for it to be freed.'
@@ -99,7 +103,7 @@ CODES = {
     'leaked': Code(NOTE, 'nobody needs these chunks and nobody asked for them to go', _COLLECT),
     'request-incomplete': Code(DAMAGE, 'a deleted snapshot could not be taken back whole', _RECOVER),
     'view-unaccounted': Code(
-        WARNING, 'a snapshot or volume vanished and nobody asked for it; an old catalog does that', _REBUILD
+        WARNING, 'a snapshot or volume vanished and nobody asked for it; an old catalog does that', _STALE
     ),
     'damage-known': Code(DAMAGE, 'a chunk was found lost before, and is not whole again', _RECOVER),
     'chunk-named': Code(NOTE, 'the files that a chunk is in', _NOTHING),

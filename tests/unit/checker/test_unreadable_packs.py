@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from snapfs.cli.main import main as snapfs
 from tests.images.image import make
 from tests.mutants.setting import small
 from tools import fsck
@@ -182,3 +183,13 @@ def test_a_part_that_we_may_not_open_is_not_checked_and_no_damage(image, monkeyp
         check(image, Options(full=False, jobs=1), report)
     assert [str(one) for one in report.findings if one.severity == 'damage'] == []
     assert any('Permission denied' in text for text in report.unchecked)
+
+
+def test_the_map_of_damage_says_that_it_is_not_complete(
+    image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _, _ = place(image, 'data')
+    refuse_to_open(monkeypatch, path, errno.EACCES)
+    with small():
+        assert snapfs(['damage', str(image)]) == fsck.UNCHECKED
+    assert 'NOT CHECKED' in capsys.readouterr().out

@@ -252,9 +252,12 @@ async def test_a_lost_node_is_no_export(store, tmp_path, cli):
     reader.close()
     spoil(store, snapshot.root.id)
     file = tmp_path / 'kept'
-    for words in (('export', 'home@monday', '-o', file), ('verify', 'home@monday')):
+    for words, wanted in (
+        (('export', 'home@monday', '-o', file), Corrupt.exit_code),
+        (('verify', 'home@monday'), 4),
+    ):
         code, out = cli(*words)
-        assert code == Corrupt.exit_code and 'snapfs recover home@monday' in out
+        assert code == wanted and 'snapfs recover home@monday' in out
         assert len(out.splitlines()) == 1
     assert not file.exists()
 
@@ -273,7 +276,7 @@ async def test_a_lost_node_is_no_export(store, tmp_path, cli):
 )
 async def test_a_mistake_is_one_line(cli, words):
     code, out = cli(*words)
-    assert code not in (0, 4) and len(out.splitlines()) == 1, out
+    assert code not in (0, 1, 4) and len(out.splitlines()) == 1, out
 
 
 async def test_a_file_that_is_not_a_whole_export_is_told(store, tmp_path, cli):
@@ -296,7 +299,9 @@ async def test_a_file_that_is_not_a_whole_export_is_told(store, tmp_path, cli):
     for what, data in broken.items():
         path = tmp_path / 'bad'
         path.write_bytes(data)
-        assert cli('verify', path)[0] == Invalid.exit_code, what
+        code, out = cli('verify', path)
+        none = what in ('empty', 'no export', 'another version')
+        assert code == (Invalid.exit_code if none else 4) and len(out.splitlines()) == 1, what
     (tmp_path / 'bad').write_bytes(text.replace(b'"uid":7', b'"uid":0', 1))
     assert cli('verify', tmp_path / 'bad')[0] == 4, 'a line was changed'
     assert Kept(good).title == 'home@monday'
@@ -369,7 +374,7 @@ def script(tmp_path: Path, cli: Callable[..., tuple[int, str]]) -> Callable[...,
         return done.returncode, done.stdout + done.stderr
 
     assert 'No module named' in run('-c', 'import snapfs')[1]
-    assert len(path.read_text().splitlines()) <= 60
+    assert len(path.read_text().splitlines()) <= 75
     return lambda *words: run(path, *words)
 
 
@@ -380,17 +385,28 @@ async def test_the_script_says_the_same_without_snapfs(store, tmp_path, cli, scr
     assert script(file, store) == (0, f'0 chunks are damaged; root {root} is right\n')
     assert script(file, store, root)[0] == 0
     code, out = script(file, store, '00' * 32)
-    assert code == 1 and 'is not' in out
+    assert code == 4 and 'is not' in out
     text = file.read_bytes()
     for changed in (text.replace(b'"uid":7', b'"uid":0', 1), b''.join(text.splitlines(keepends=True)[:-1])):
         (tmp_path / 'changed').write_bytes(changed)
         code, out = script(tmp_path / 'changed', store)
-        assert code == 1 and '0 chunks are damaged' in out and 'is not' in out
+        assert code == 4 and '0 chunks are damaged' in out and 'is not' in out
     spoil(store, data_id(noise(NAMES.index(b'z z'), 500)))
     code, out = script(file, store, root)
-    assert code == 1 and "'/dir/z z'" in out and '1 chunks are damaged' in out
+    assert code == 4 and "'/dir/z z'" in out and '1 chunks are damaged' in out
     for path in (store / 'packs/data').rglob('*'):
         if path.is_file():
             path.unlink()
     code, out = script(file, store, root)
-    assert code == 1 and "'/dir/stra\\udcdfe'" in out and "'/dir/big'" in out
+    assert code == 4 and "'/dir/stra\\udcdfe'" in out and "'/dir/big'" in out
+
+
+async def test_a_mistake_with_the_script_is_one_line(store, tmp_path, cli, script):
+    file = tmp_path / 'kept'
+    cli('export', 'home@monday', '-o', file)
+    for words in ((), (file,), (file, store, 'a', 'b'), (file, tmp_path), (tmp_path / 'nowhere', store)):
+        code, out = script(*words)
+        assert code == 2 and len(out.splitlines()) == 1, out
+    (tmp_path / 'bad').write_bytes(file.read_bytes()[:100] + b'{')
+    code, out = script(tmp_path / 'bad', store)
+    assert code == 4 and len(out.splitlines()) == 1, out

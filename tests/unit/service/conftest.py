@@ -1,5 +1,6 @@
-"""Fakes for everything below the service."""
+"""Fakes for everything below the service; and finished stores, made once and copied for each test."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import service_fakes
+
+from tests.images.image import make
+from tests.support.lives import backup_at, on
 
 
 @pytest.fixture
@@ -24,3 +28,32 @@ def fake_parts(monkeypatch):
     for name in ('open_engine', 'operations', 'collecting', 'serve', 'terminate'):
         monkeypatch.setattr(compose.RealParts, name, getattr(service_fakes.FakeParts, name))
     monkeypatch.setattr(compose, 'create_store', service_fakes.make_store)
+
+
+@pytest.fixture(scope='session')
+def cut_image(tmp_path_factory):
+    """The image as a power cut leaves it, with records in the journal. Nobody writes to it."""
+    path = tmp_path_factory.mktemp('cut') / 'store'
+    make(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def kept_image(cut_image, tmp_path_factory):
+    """The image with a backup of its catalog, closed clean. Nobody writes to it."""
+    path = tmp_path_factory.mktemp('kept') / 'store'
+    shutil.copytree(cut_image, path)
+    on(path, backup_at(10**18))
+    return path
+
+
+@pytest.fixture
+def cut_store(cut_image, tmp_path):
+    """A copy of `cut_image`."""
+    return shutil.copytree(cut_image, tmp_path / 'store')
+
+
+@pytest.fixture
+def kept_store(kept_image, tmp_path):
+    """A copy of `kept_image`."""
+    return shutil.copytree(kept_image, tmp_path / 'store')

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from snapfs import limits
 from snapfs.cli import rebuild as command
 from snapfs.errors import Corrupt, Held, Invalid, Latched
 from snapfs.rescue.rebuild_install import refuse_whole
@@ -17,37 +18,21 @@ from snapfs.store import backup
 from snapfs.store.durable import Disk
 from snapfs.store.store import Store
 from snapfs.volume.engine import Engine
-from tests.images.image import make
 from tests.mutants.setting import StepWorld, small
 from tests.support.fsck import report_of
 from tests.support.lives import on, trees
 from tools.breakit import break_it
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image with a backup, and closed clean."""
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-
-    async def keep(collecting: Collecting) -> None:
-        assert collecting.engine.store.backups.write(10**18)
-        assert not collecting.engine.store.backups.write(10**18 + 1), 'nothing has changed'
-
-    on(path, keep)
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    path = tmp_path / 'store'
-    shutil.copytree(whole, path)
-    return path
+def store(kept_store: Path) -> Path:
+    return kept_store
 
 
 def rebuilt(path: Path, *, install: bool = True) -> Any:
     with small():
-        return command._rebuild(path, path / 'catalog.new', None, install, False)
+        target = path / 'catalog.new' if install else path.with_name('catalog.new')
+        return command._rebuild(path, target, None, install)
 
 
 def files(path: Path) -> dict[Path, bytes]:
@@ -72,8 +57,8 @@ LOST += ['snapshot-rootless']
 
 
 @pytest.mark.parametrize('how', LOST)
-def test_with_a_backup_everything_has_its_name_again(whole, store, tmp_path, how):
-    shutil.copytree(whole, tmp_path / 'other')
+def test_with_a_backup_everything_has_its_name_again(kept_image, store, tmp_path, how):
+    shutil.copytree(kept_image, tmp_path / 'other')
     wanted = trees(tmp_path / 'other')
     break_it(store, how, seed=1)
     told = rebuilt(store)
@@ -100,8 +85,8 @@ def test_a_catalog_of_another_version_is_not_a_damaged_one(store):
         assert files(store) == before
 
 
-def test_from_packs_alone_every_tree_is_there(whole, store, tmp_path):
-    shutil.copytree(whole, tmp_path / 'other')
+def test_from_packs_alone_every_tree_is_there(kept_image, store, tmp_path):
+    shutil.copytree(kept_image, tmp_path / 'other')
     wanted = trees(tmp_path / 'other')
     lose(store)
     shutil.rmtree(store / 'backups')
@@ -133,9 +118,8 @@ def test_nothing_is_changed_without_install(store):
     lose(store)
     before = files(store)
     rebuilt(store, install=False)
-    after = files(store)
-    assert (after.keys() - before.keys()) == {store / 'catalog.new'}
-    assert {path: after[path] for path in before} == before
+    assert files(store) == before
+    assert store.with_name('catalog.new').exists()
 
 
 def test_of_two_copies_the_whole_one_counts(store):
@@ -156,11 +140,11 @@ def test_it_refuses_where_there_is_nothing_to_make(store, tmp_path):
         rebuilt(store)
     (store / 'catalog.new').unlink()
     with pytest.raises(Invalid, match='no backup'):
-        command._rebuild(store, store / 'catalog.new', str(tmp_path / 'nowhere'), False, False)
+        command._rebuild(store, store / 'catalog.new', str(tmp_path / 'nowhere'), True)
     with pytest.raises(Invalid, match='not a snapfs store'):
-        command._rebuild(tmp_path, tmp_path / 'catalog.new', None, False, False)
+        command._rebuild(tmp_path, tmp_path / 'catalog.new', None, True)
     assert not (store / 'catalog.new').exists()
-    refuse_whole(tmp_path)  # no catalog is not a whole one
+    refuse_whole(Disk(), tmp_path)  # no catalog is not a whole one
 
 
 def test_a_store_without_a_catalog_says_the_way_out(store):
@@ -236,3 +220,56 @@ async def test_a_backup_that_cannot_be_written_is_told_and_hurts_nobody(tmp_path
 
 def refuse(*arguments: object) -> None:
     raise OSError(28, 'the disk is full')
+
+
+# --- numbers of views ------------------------------------------------------------------------------------
+def codes(path: Path) -> list[str]:
+    with small():
+        return [one.code for one in report_of(path).findings]
+
+
+@pytest.mark.parametrize('backed', [True, False])
+def test_numbers_that_a_rebuild_has_passed_over_are_accounted_for(store, backed):
+    assert 'view-unaccounted' not in codes(store)
+    if not backed:
+        shutil.rmtree(store / 'backups')
+    for name in ('new', 'newer'):  # again: what is passed over twice is counted once
+        lose(store)
+        rebuilt(store)
+        assert 'view-unaccounted' not in codes(store)
+        if backed:
+            on(store, lambda collecting, name=name: collecting.engine.snapshot_create('home', name, 'ann'))
+            assert 'view-unaccounted' not in codes(store)
+
+
+def test_what_vanishes_after_a_rebuild_is_told(store):
+    lose(store)
+    rebuilt(store)
+    on(store, lambda collecting: collecting.engine.snapshot_create('home', 'new', 'ann'))
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        (number,) = db.execute("SELECT number FROM snapshot WHERE name = CAST('new' AS BLOB)").fetchone()
+        db.execute('DELETE FROM snapshot WHERE number = ?', (number,))
+    db.close()
+    with small():
+        (found,) = [one for one in report_of(store).findings if one.code == 'view-unaccounted']
+    assert found.what == f'1 of the views {number}'
+
+
+def test_a_tree_that_nobody_names_gets_a_number_that_was_never_used(store):
+    """The numbers behind the backup's may have been given out, to what is gone."""
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        (given,) = db.execute("SELECT value FROM settings WHERE key = 'next_view'").fetchone()
+        db.execute('DELETE FROM hold')
+        db.execute('DELETE FROM snapshot')
+    db.close()
+    on(store, idle_with_backup)
+    lose(store)
+    assert rebuilt(store)['trees']
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        numbers = [one for (one,) in db.execute("SELECT number FROM snapshot WHERE who = 'rebuild'")]
+    db.close()
+    assert numbers and min(numbers) >= given + limits.REBUILD_NUMBER_GAP
+
+
+async def idle_with_backup(collecting: Collecting) -> None:
+    collecting.engine.store.backups.write(2 * 10**18)

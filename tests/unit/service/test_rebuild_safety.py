@@ -185,7 +185,7 @@ def with_log(store: Path) -> dict[str, bytes]:
 def test_looking_whether_the_catalog_is_whole_changes_nothing(store):
     files = with_log(store)
     with pytest.raises(Held):
-        refuse_whole(store)
+        refuse_whole(Disk(), store)
     assert {name: (store / name).read_bytes() for name in files} == files
 
 
@@ -198,7 +198,7 @@ def test_a_catalog_is_judged_together_with_its_log(store):
     (store / 'catalog.sqlite').write_bytes(damaged)
     (store / 'catalog.sqlite-wal').write_bytes(files['catalog.sqlite-wal'])
     with pytest.raises(Held):
-        refuse_whole(store)
+        refuse_whole(Disk(), store)
 
 
 def test_the_old_catalog_is_kept_with_its_log_so_that_both_can_be_read(store):
@@ -368,7 +368,7 @@ def test_without_install_the_journal_that_is_there_hinders_nobody_either(killed)
     shutil.rmtree(killed / 'backups')
     lose(killed)
     rebuilt(killed, install=False)
-    (killed / 'catalog.new').rename(killed / 'catalog.sqlite')
+    shutil.move(killed.with_name('catalog.new'), killed / 'catalog.sqlite')
 
     async def look(collecting: Collecting) -> None:
         await just_open(collecting)

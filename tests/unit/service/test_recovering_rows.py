@@ -16,36 +16,18 @@ from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
 from snapfs.store import backup as backups
 from snapfs.store.durable import Disk
-from tests.images.image import make
 from tests.mutants.setting import small
 from tests.support.fsck import report_of
-from tests.support.lives import on
+from tests.support.lives import backup_at, on
 from tests.support.model import freeze_view
 from tools.breakit import break_it
 
 DAY = 86_400 * 10**9
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-    on(path, backup_at(10**18))
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    path = tmp_path / 'store'
-    shutil.copytree(whole, path)
-    return path
-
-
-def backup_at(time_ns: int) -> Any:
-    async def keep(collecting: Collecting) -> None:
-        assert collecting.engine.store.backups.write(time_ns), 'something has changed'
-
-    return keep
+def store(kept_store: Path) -> Path:
+    return kept_store
 
 
 def wish(dry_run: bool = False) -> Wish:

@@ -206,3 +206,23 @@ async def test_nothing_is_freed_while_somebody_checks_the_store(collecting):
         with pytest.raises(Held, match='being checked'):
             await collecting.collect()
     await collecting.collect()
+
+
+async def test_one_that_has_nothing_to_read_says_why_and_until_when(collecting, capsysbinary):
+    from snapfs.cli.scrub import _render
+
+    scrubbing = Scrubbing(collecting)
+    first = await scrubbing.run(HALF, 0)
+    assert first['due_ns'] is None
+    began = collecting.world.time_ns()
+    collecting.world.advance(3600)
+    _render(await scrubbing.run(range(SLOTS), 0))
+    assert b'50 % were verified' in capsysbinary.readouterr().out
+    last = await scrubbing.run(range(SLOTS), 0)
+    assert (last['slots'], last['skipped'], last['bad']) == (0, SLOTS, 0)
+    assert last['due_ns'] == pytest.approx(began + limits.SCRUB_FRESH_NS, abs=10**9), 'the oldest counts'
+    _render(last)
+    told = capsysbinary.readouterr().out.decode()
+    assert 'Nothing was read' in told and 'due again from' in told and 'snapfs scrub --again' in told
+    again = await scrubbing.run(range(SLOTS), 0, again=True)
+    assert (again['slots'], again['due_ns']) == (SLOTS, None)

@@ -24,7 +24,6 @@ from snapfs.rescue import small_parts
 from snapfs.service.collecting import Collecting
 from snapfs.store.durable import Disk
 from snapfs.store.store import Store
-from tests.images.image import make
 from tests.mutants.setting import StepWorld, content, small
 from tests.support.fsck import report_of
 from tests.support.lives import on, trees
@@ -33,24 +32,14 @@ from tools.breakit import break_it
 JOURNAL = ['journal-gone', 'journal-short', 'journal-block', 'journal-middle', 'journal-zeros']
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As a power cut leaves it, with records in the journal."""
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    path = tmp_path / 'store'
-    shutil.copytree(whole, path)
-    return path
+def store(cut_store: Path) -> Path:
+    return cut_store
 
 
 def rebuilt(path: Path, *, install: bool = True, journal: bool = False) -> Any:
     with small():
-        return command._rebuild(path, path / 'catalog.new', None, install, False, journal)
+        return command._rebuild(path, path / 'catalog.new', None, install, journal)
 
 
 def files(path: Path) -> dict[str, bytes]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from snapfs import limits
-from snapfs.errors import Corrupt
+from snapfs.errors import Corrupt, Invalid
 from snapfs.format.ids import data_id
 from snapfs.store.durable import Disk
 from snapfs.volume.engine import Engine
@@ -90,4 +92,52 @@ async def test_rows_of_what_was_freed_go_and_others_stay(tmp_path):
     await engine.close()
     engine = await Engine.open(path, Disk(), SimWorld(2))
     assert engine.store.chunks.unreadable == {b's' * 32}
+    await engine.close()
+
+
+def shut(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Packs of data cannot be opened any more."""
+    real = Disk._sys_open
+
+    def opened(self: Disk, path: Path, flags: int) -> int:
+        if 'data' in path.parts:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(self, path, flags)
+
+    monkeypatch.setattr(Disk, '_sys_open', opened)
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EIO])
+async def test_a_pack_that_cannot_be_opened_is_lost_for_now(tmp_path, monkeypatch, number):
+    """It was EINVAL to the reader, with health 'ok' and nothing in the log."""
+    engine = await fresh_engine(tmp_path / 'store', SimWorld(1))
+    await engine.volume_create('home', 0, 0)
+    await write_file(engine, 'one', DATA)
+    await engine.commit()
+    forget(engine)
+    shut(monkeypatch, number)
+    with pytest.raises(Corrupt, match=os.strerror(number)):
+        await read(engine, 'one')
+    assert engine.store.catalog.query('SELECT id FROM damage') == [(data_id(DATA),)]
+    assert engine.status()['health'] != 'ok' and engine.status()['damaged']
+    monkeypatch.undo()
+    forget(engine)
+    assert await read(engine, 'one') == DATA
+    await engine.commit(always=True)
+    assert engine.store.catalog.query('SELECT id FROM damage') == []
+    await engine.close()
+
+
+async def test_a_pack_that_has_to_be_written_on_and_cannot_be_opened_says_what_helps(tmp_path, monkeypatch):
+    engine = await fresh_engine(tmp_path / 'store', SimWorld(1))
+    await engine.volume_create('home', 0, 0)
+    await write_file(engine, 'one', DATA)
+    await engine.close()
+    shut(monkeypatch, errno.EACCES)
+    with pytest.raises(Invalid, match='packs/data') as caught:
+        await Engine.open(tmp_path / 'store', Disk(), SimWorld(2))
+    assert 'chmod u+rw' in caught.value.line()
+    monkeypatch.undo()
+    engine = await Engine.open(tmp_path / 'store', Disk(), SimWorld(3))
+    assert await read(engine, 'one') == DATA
     await engine.close()

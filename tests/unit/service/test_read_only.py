@@ -1,0 +1,230 @@
+"""A store on a filesystem that is mounted read-only: what only reads works, and nothing is written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.cli import rebuild as command
+from snapfs.cli.main import main
+from snapfs.errors import Held, Invalid, Latched, Unavailable
+from snapfs.format.superblock import decode_superblock
+from snapfs.rescue.reader import Reader
+from snapfs.service.collecting import Collecting
+from snapfs.service.compose import MountRequest
+from snapfs.service.mounting import check_request
+from snapfs.service.options import MountOptions
+from snapfs.store.catalog import Catalog
+from snapfs.store.durable import Disk
+from snapfs.store.lock import StoreLock
+from snapfs.store.store import Store
+from tests.mutants.setting import StepWorld, small
+from tests.support.fsck import report_of
+from tests.support.lives import on, trees
+from tests.unit.service.test_rebuild import files, lose
+
+
+@pytest.fixture
+def below(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Let the filesystem below a directory be one that cannot be written, as far as we write ourselves."""
+
+    def protect(path: Path) -> None:
+        real = Disk._sys_open
+
+        def opened(self: Disk, name: Path, flags: int) -> int:
+            if name.is_relative_to(path) and flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+            return real(self, name, flags)
+
+        access = os.access
+        monkeypatch.setattr(Disk, '_sys_open', opened)
+        monkeypatch.setattr(Disk, 'is_read_only', lambda self, name: name.is_relative_to(path))
+        monkeypatch.setattr(
+            os, 'access', lambda name, mode: path not in (name, *name.parents) and access(name, mode)
+        )
+        for name in ('_sys_rename', '_sys_unlink', '_sys_mkdir', '_sys_pwritev', '_sys_ftruncate'):
+            monkeypatch.setattr(Disk, name, refuse)
+
+    return protect
+
+
+def refuse(*arguments: Any) -> Any:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def with_log(store: Path) -> Path:
+    """Let the last transaction be in the catalog's log alone, as a kill leaves it."""
+    db = sqlite3.connect(store / 'catalog.sqlite', isolation_level=None)
+    db.execute('PRAGMA journal_mode = WAL')
+    db.execute("UPDATE snapshot SET name = CAST('renamed' AS BLOB) WHERE name = CAST('monday' AS BLOB)")
+    data = {suffix: Path(f'{store}/catalog.sqlite{suffix}').read_bytes() for suffix in ('', '-wal')}
+    db.close()
+    for suffix, text in data.items():
+        Path(f'{store}/catalog.sqlite{suffix}').write_bytes(text)
+    return store
+
+
+@pytest.fixture(params=['clean', 'cut', 'log'])
+def store(request: Any, cut_store: Path, kept_image: Path, tmp_path: Path) -> Path:
+    if request.param == 'cut':
+        return cut_store
+    return with_log(cut_store) if request.param == 'log' else shutil.copytree(kept_image, tmp_path / 'clean')
+
+
+def test_all_of_it_can_be_read_and_nothing_is_written(store, tmp_path, below, monkeypatch):
+    wanted = trees(shutil.copytree(store, tmp_path / 'other'))
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
+    below(store)
+    before = files(store)
+    assert trees(store) == wanted
+    assert files(store) == before, 'not even what SQLite keeps beside a catalog'
+    assert not list((tmp_path / 'temporary').iterdir()), 'no copy is left'
+
+
+def test_what_writes_says_that_it_cannot_and_what_can(store, below):
+    below(store)
+
+    async def work(collecting: Collecting) -> None:
+        for step in (
+            lambda: collecting.engine.snapshot_create('home', 'new', 'ann'),
+            lambda: collecting.engine.volume_create('new', 0, 0),
+            lambda: collecting.collect(),
+        ):
+            with pytest.raises(Latched, match='read-only') as caught:
+                await step()
+            assert 'What works there: fsck, verify' in caught.value.line()
+
+    on(store, work)
+
+
+def test_jobs_that_only_read_read_it(store, below):
+    below(store)
+    before = files(store)
+    reader = Reader(store, decode_superblock((store / 'superblock').read_bytes()).uuid)
+    names = {name for (name,) in reader.query('SELECT name FROM snapshot')}
+    reader.close()
+    assert (b'renamed' in names) == ((store / 'catalog.sqlite-wal').exists()) and b'tuesday' in names
+    assert files(store) == before
+
+
+def test_the_lock_is_as_good_there(store, below):
+    below(store)
+    one, two = (StoreLock(Disk(), store / 'lock', StepWorld()) for _ in range(2))
+    one.acquire()
+    one.describe('/mnt')
+    with pytest.raises(Unavailable, match='in use'):
+        two.acquire()
+    one.release()
+    two.acquire()
+    two.release()
+
+
+def test_a_catalog_is_made_elsewhere_and_not_put_in_place(store, tmp_path, below):
+    lose(store)
+    below(store)
+    before = files(store)
+    with small():
+        with pytest.raises(Invalid, match='cannot be made there'):
+            command._rebuild(store, store / 'catalog.new', None, True)
+        assert command._rebuild(store, tmp_path / 'new', None, False)['packs']
+    assert files(store) == before and (tmp_path / 'new').exists()
+
+
+def test_a_whole_one_is_told(kept_store, tmp_path, below):
+    below(kept_store)
+    with small(), pytest.raises(Held, match='the catalog is whole'):
+        command._rebuild(kept_store, tmp_path / 'new', None, False)
+
+
+def test_a_mount_says_in_one_line_what_works(kept_store, tmp_path, below):
+    below(kept_store)
+    (tmp_path / 'mnt').mkdir()
+    request = MountRequest(kept_store, None, str(tmp_path / 'mnt'), 'x', MountOptions(), None)
+    with pytest.raises(
+        Unavailable, match='cannot be mounted: the filesystem below it is read-only'
+    ) as caught:
+        check_request(request)
+    assert 'snapshot list' in caught.value.line()
+
+
+def test_an_older_catalog_says_that_it_has_to_be_opened_once(kept_store, below):
+    with sqlite3.connect(kept_store / 'catalog.sqlite') as db:
+        db.execute('PRAGMA user_version = 2')
+    db.close()
+    below(kept_store)
+    with pytest.raises(Unavailable, match='version 2') as caught:
+        Catalog.open(Disk(), kept_store / 'catalog.sqlite')
+    assert 'where it can be written' in caught.value.line()
+
+
+def test_a_store_that_stopped_writing_can_be_looked_at(kept_store, capsysbinary):
+    """Its clock is not written any more; that kept everybody out."""
+
+    async def stop(collecting: Collecting) -> None:
+        collecting.engine.store.catalog.incident_add('store', 'a sync failed', 1)
+
+    on(kept_store, stop)
+    with small():
+        assert main(['snapshot', 'list', '--store', str(kept_store)]) == 0
+    assert b'home@monday' in capsysbinary.readouterr().out
+
+
+def test_and_acknowledged_and_is_written_again_when_it_is_opened_next(kept_store, capsysbinary):
+    """The line of the audit log comes first, and could not be written: nobody came out of it."""
+
+    async def stop(collecting: Collecting) -> None:
+        for number in range(2):
+            collecting.engine.store.catalog.incident_add('store', f'failure {number}', 1)
+
+    on(kept_store, stop)
+    with sqlite3.connect(kept_store / 'catalog.sqlite') as db:
+        numbers = [one for (one,) in db.execute("SELECT number FROM incident WHERE scope = 'store'")]
+    db.close()
+    with small():
+        for number in numbers:
+            assert main(['snapshot', 'create', 'home@new', '--store', str(kept_store)]) == Latched.exit_code
+            words = ['incident', 'ack', str(number), '--note', 'a new disk', '--store', str(kept_store)]
+            assert main(words) == 0, capsysbinary.readouterr().err
+        assert main(['snapshot', 'create', 'home@new', '--store', str(kept_store)]) == 0
+        assert main(['audit', '--verify', '--store', str(kept_store)]) == 0
+    lines = (kept_store / 'audit.log').read_text().splitlines()
+    assert [('incident-ack' in line, 'a new disk' in line) for line in lines[-2:]] == [(True, True)] * 2
+    with small():
+        assert not [one for one in report_of(kept_store).findings if one.severity == 'damage']
+
+
+def test_who_has_met_the_failure_himself_cannot_acknowledge_it(kept_store):
+    told: list[str] = []
+
+    async def work(collecting: Collecting) -> None:
+        store = collecting.engine.store
+        store.latch('a sync failed')
+        (incident,) = store.catalog.incidents('store')
+        try:
+            collecting.collector.incidents.acknowledge(incident.number, 'ann', '')
+        except Latched as error:
+            told.append(error.line())
+
+    before = (kept_store / 'audit.log').read_bytes()
+    with pytest.raises(Latched):  # the close says that it could not commit
+        on(kept_store, work)
+    assert told == ['a sync failed. Unmount the store, look at the disk below it, and acknowledge then.']
+    assert (kept_store / 'audit.log').read_bytes() == before
+    with sqlite3.connect(kept_store / 'catalog.sqlite') as db:
+        text = "SELECT acknowledged_ns FROM incident WHERE scope = 'store'"
+        assert db.execute(text).fetchall() == [(None,)]
+    db.close()
+
+
+def test_no_store_is_read_only_by_itself(kept_store):
+    assert not Disk().is_read_only(kept_store)
+    with small():
+        Store.open(kept_store, Disk(), StepWorld()).close(clean=True)
