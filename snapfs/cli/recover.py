@@ -9,17 +9,20 @@ import click
 
 from snapfs.cli import output
 
+EXIT_LOST = 4
+
 
 @click.command('recover', epilog='Example: snapfs recover home@monday --donors /backup/home')
 @click.argument('snapshot', metavar='VOLUME@NAME')
 @click.option('--as', 'name', metavar='NAME', help='Name of the sibling; NAME-recovered if not given.')
 @click.option('--donors', multiple=True, metavar='DIR', help='Files below it may have what is lost.')
-@click.option('--verify', is_flag=True, help='Read all its data first, to find what has rotted in secret.')
+@click.option('--verify', is_flag=True, help='Read and hash all its data first: finds what rotted in secret.')
+@click.option('--known-only', is_flag=True, help='Do not look at its records: a scrub has just read them.')
 @click.option('--dry-run', is_flag=True, help='Say what is lost and who may have it; change nothing.')
 @output.store_options
 def recover_command(
-    snapshot: str, name: str | None, donors: tuple[str, ...], verify: bool, dry_run: bool
-) -> None:
+    snapshot: str, name: str | None, donors: tuple[str, ...], verify: bool, known_only: bool, dry_run: bool
+) -> int:
     """Bring back what a damaged snapshot has lost.
 
     Looked for are, in this order: other copies in the store (quarantine, what was freed and is still there,
@@ -29,17 +32,32 @@ def recover_command(
 
     A snapshot never changes. Where a backup of the catalog (STORE/backups) has another tree for it, the
     catalog is wrong, and the sibling is made of that tree.
+
+    Before it decides, all its nodes are read and hashed, and of all its data it is seen to that records of
+    that name stand in their places. Contents are only hashed with --verify; the last line says what was not.
+
+    Exit codes: 0 nothing is lost, or all of it came back; 4 something is lost for good (with --dry-run: is
+    lost now); others as for every command, and nothing was given up then.
     """
-    render = _render if verify else _render_known
     found = output.call_watched(
         'recover',
         snapshot=snapshot,
         name=name,
         donors=[os.path.abspath(path) for path in donors],
         verify=verify,
+        known_only=known_only,
         dry_run=dry_run,
     )
-    output.show(found, render)
+    output.show(found, _render)
+    return EXIT_LOST if _is_lost(found) else 0
+
+
+def _is_lost(found: Any) -> bool:
+    """Say whether something is lost by now, as the exit code has it."""
+    source = found['source']
+    if source is not None and source['refused']:
+        return True  # a backup knows another tree, and that is not to be had
+    return any(found['dry_run'] or one['donor'] in (None, 'zeros') for one in found['lost'])
 
 
 def _render(found: Any) -> None:
@@ -65,8 +83,15 @@ def _render(found: Any) -> None:
         output.say(f'{found["snapshot"]} stays as it is, and is held')
     elif rows and not found['dry_run']:
         output.say(f'{found["snapshot"]} is whole again, and so is all that shares with it')
+    _say_looked(found)
 
 
-def _render_known(found: Any) -> None:
-    _render(found)
-    output.say('Only what is known to be lost was looked for; with --verify all its data is read first')
+def _say_looked(found: Any) -> None:
+    """Say what was not looked at, and what does: always the last line."""
+    if found['looked'] == 'read':
+        return
+    was = 'It was not looked whether its data is there'
+    if found['looked'] == 'present':
+        was = 'Its data is where it should be, but for what is told above; contents were not hashed'
+    scrubbed = f'scrubs have verified {found["verified_percent"]} % of it'
+    output.say(f'{was} ({scrubbed}). That does: snapfs recover --verify {found["snapshot"]}')

@@ -4,19 +4,28 @@ so that the daemon, which only asks, need not load it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
+
+
+class Depth(IntEnum):
+    """How closely to look at data: presence.py says what each of them shows."""
+
+    KNOWN = 0
+    PRESENT = 1
+    READ = 2
 
 
 @dataclass(frozen=True, slots=True)
 class SurveySpec:
-    """Which tree to look through. `root`: its top, None for an empty tree. `verify`: read all its chunks,
-    too; else lost is what is known or seen to be. `donors`: directories with files that may have the same
+    """Which tree to look through. `root`: its top, None for an empty tree. `depth`: how closely to look
+    at its data (a Depth). `donors`: directories with files that may have the same
     bytes."""
 
     store: Path
     uuid: bytes
     root: bytes | None
-    verify: bool
+    depth: int
     donors: tuple[Path, ...]
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from snapfs import limits
-from snapfs.errors import Latched, Refused, Unavailable
+from snapfs.errors import Invalid, Latched, Refused, Unavailable
 from snapfs.rescue import sibling
 from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
-from snapfs.rescue.recover_values import Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
+from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
 from snapfs.service.collecting import Collecting
 from snapfs.service.mounts import read_mounts
 from snapfs.service.runtime import find_entry
@@ -46,7 +46,8 @@ MARKED = (
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What somebody wants recovered: `name` of the sibling (None: NAME-recovered), directories with donors,
-    whether to read all data first, and whether only to say what would be done."""
+    whether to read all data first, and whether only to say what would be done. `known_only`: do not even look
+    whether the records of its data are there."""
 
     volume: str
     snapshot: str
@@ -55,6 +56,14 @@ class Wish:
     verify: bool
     dry_run: bool
     who: str
+    known_only: bool = False
+
+    @property
+    def depth(self) -> Depth:
+        """How closely to look at data."""
+        if self.known_only:
+            return Depth.KNOWN
+        return Depth.READ if self.verify else Depth.PRESENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ class Recovering:
     async def _recover(self, row: SnapshotRow, wish: Wish, source: Object | None) -> Object:
         """Recover the tree that the catalog has for a snapshot."""
         healed = await self._heal(row, wish)
-        told = {**_told(wish, healed), 'source': source, 'sibling': None}
+        told = {**self._told(row, wish, healed), 'source': source, 'sibling': None}
         if wish.dry_run:
             return told
         if not healed.rest.lost:
@@ -115,7 +124,7 @@ class Recovering:
             return None
         if not top and not await self._world.run_in_thread(proves_itself, self._engine.store, kept.row):
             return None
-        told = {**_told(wish, healed), 'source': _source(row, kept, None), 'sibling': None}
+        told = {**self._told(kept.row, wish, healed), 'source': _source(row, kept, None), 'sibling': None}
         if not wish.dry_run:
             if healed.donors:
                 await self._others_whole()
@@ -152,6 +161,8 @@ class Recovering:
     async def _refuse(self, wish: Wish) -> None:
         """Refuse where a recovery could make things worse."""
         store = self._engine.store
+        if wish.verify and wish.known_only:
+            raise Invalid('to read all data and to look at none exclude each other: verify, known-only')
         if store.latched is not None and not wish.dry_run:
             raise Latched(
                 f'the store is read-only, and a recovery writes: {store.latched}',
@@ -173,9 +184,21 @@ class Recovering:
 
     async def _survey(self, row: SnapshotRow, wish: Wish) -> Survey:
         store = self._engine.store
-        spec = SurveySpec(store.path, store.superblock.uuid, row.root, wish.verify, wish.donors)
+        spec = SurveySpec(store.path, store.superblock.uuid, row.root, int(wish.depth), wish.donors)
         found: Survey = await self._collecting.look('survey', lambda: spec)
         return found
+
+    def _told(self, row: SnapshotRow, wish: Wish, healed: Healed) -> Object:
+        """Say what was found, as DAMAGE.json has it."""
+        return {
+            'snapshot': f'{wish.volume}@{wish.snapshot}',
+            'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
+            'nodes_read': healed.first.nodes,
+            'references': healed.first.references,
+            'looked': wish.depth.name.lower(),
+            'verified_percent': self._engine.coverage().of(row.epoch).percent,
+            'dry_run': wish.dry_run,
+        }
 
     def _free_name(self, row: SnapshotRow, snapshot: str) -> str:
         taken, ending, count = self._engine.snapshots_of(row.volume), '-recovered', 1
@@ -252,17 +275,6 @@ class Recovering:
                 (number, row.volume, name.encode('utf-8', 'surrogateescape'), root.id, root.items, root.refs,
                  next_ino, store.catalog.epoch, self._world.time_ns(), who),
             )  # fmt: skip
-
-
-def _told(wish: Wish, healed: Healed) -> Object:
-    """Say what was found, as DAMAGE.json has it."""
-    return {
-        'snapshot': f'{wish.volume}@{wish.snapshot}',
-        'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
-        'nodes_read': healed.first.nodes,
-        'references': healed.first.references,
-        'dry_run': wish.dry_run,
-    }
 
 
 def _source(row: SnapshotRow, kept: KeptRow, refused: str | None) -> Object:

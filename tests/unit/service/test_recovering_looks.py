@@ -1,0 +1,105 @@
+"""What a recovery looks at before it decides: a sibling never has files that answer EIO in secret."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.errors import Corrupt, Invalid
+from snapfs.service.collecting import Collecting
+from snapfs.service.recovering import Recovering, Wish
+from tests.images.image import make
+from tests.support.lives import on
+from tests.support.model import freeze_view
+from tools.breakit import break_it
+
+ODD = ['data-pack-gone', 'pack-cut', 'header-flip', 'records-swapped', 'index-elsewhere', 'index-behind']
+ODD += ['index-length', 'index-no-pack', 'index-row-gone', 'pack-exchanged', 'pack-a-link', 'zeros', 'stored']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('whole') / 'store'
+    make(path)
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    path = tmp_path / 'store'
+    shutil.copytree(whole, path)
+    return path
+
+
+def wish(**changes: Any) -> Wish:
+    values: dict[str, Any] = {
+        'volume': 'home', 'snapshot': 'monday', 'name': None, 'donors': (), 'verify': False, 'dry_run': False,
+        'who': 'ann',
+    }  # fmt: skip
+    return Wish(**{**values, **changes})
+
+
+def spoil(path: Path, how: str) -> None:
+    """Make a damage that nobody has read or scrubbed yet."""
+    if how not in ('zeros', 'stored'):
+        break_it(path, how, seed=1)
+        return
+    with sqlite3.connect(path / 'catalog.sqlite') as db:
+        text = 'SELECT p.name, c.offset, c.id FROM chunk c JOIN pack p USING (pack) WHERE c.kind = 1'
+        name, offset, id = db.execute(f'{text} ORDER BY c.stored DESC, c.id LIMIT 1').fetchone()
+        if how == 'stored':  # readers want what the index says to be what the record says
+            db.execute('UPDATE chunk SET stored = stored - 1 WHERE id = ?', (id,))
+            return
+    pack = path / 'packs' / 'data' / name.hex()[:2] / name.hex()
+    data = pack.read_bytes()
+    pack.write_bytes(data[:offset] + bytes(len(data) - offset))
+
+
+async def read_all(collecting: Collecting, snapshot: str) -> Any:
+    engine = collecting.engine
+    volume, _, name = snapshot.partition('@')
+    return await freeze_view(engine.snapshot_view(engine.snapshot_find(volume, name).number))
+
+
+@pytest.mark.parametrize('how', ODD)
+def test_nothing_of_the_sibling_answers_eio_after_a_loss_that_nobody_has_seen_before(store, how):
+    spoil(store, how)
+
+    async def work(collecting: Collecting) -> Any:
+        told = await Recovering(collecting).run(wish())
+        assert told['looked'] == 'present'
+        await read_all(collecting, told['sibling'] or 'home@monday')
+
+    on(store, work)
+
+
+def test_contents_are_hashed_only_when_that_is_asked_for_and_what_was_not_is_said(store):
+    spoil(store, 'payload-flip')
+
+    async def work(collecting: Collecting) -> Any:
+        told = await Recovering(collecting).run(wish())
+        assert (told['looked'], told['lost'], told['sibling']) == ('present', [], None)
+        assert 0 <= told['verified_percent'] <= 100
+        with pytest.raises(Corrupt):
+            await read_all(collecting, 'home@monday')
+        told = await Recovering(collecting).run(wish(verify=True))
+        assert told['looked'] == 'read' and told['sibling'] == 'home@monday-recovered'
+        await read_all(collecting, told['sibling'])
+
+    on(store, work)
+
+
+def test_whoever_has_just_scrubbed_may_have_no_record_looked_at(store):
+    spoil(store, 'header-flip')
+
+    async def work(collecting: Collecting) -> Any:
+        told = await Recovering(collecting).run(wish(known_only=True))
+        assert (told['looked'], told['lost'], told['sibling']) == ('known', [], None)
+        with pytest.raises(Invalid, match='exclude'):
+            await Recovering(collecting).run(wish(known_only=True, verify=True))
+
+    on(store, work)
