@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from snapfs import limits
 from snapfs.errors import Corrupt, Invalid
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
@@ -103,3 +104,26 @@ def test_whoever_has_just_scrubbed_may_have_no_record_looked_at(store):
             await Recovering(collecting).run(wish(known_only=True, verify=True))
 
     on(store, work)
+
+
+@pytest.mark.parametrize(('top', 'wanted'), [(0o755, 0o640), (0o700, 0o600), (0o710, 0o600), (0o2770, 0o640)])
+def test_owner_and_group_of_the_top_directory_may_read_the_report_in_it(store, top, wanted):
+    """It names files, so nobody else may, and the group only where it may list the directory."""
+
+    async def work(collecting: Collecting) -> Any:
+        engine = collecting.engine
+        head = engine.head('home')
+        await head.set_attributes(await head.inode(limits.INO_ROOT), mode=top, uid=1000, gid=1234)
+        await engine.snapshot_create('home', 'mine', 'ann')
+
+    on(store, work)
+    spoil(store, 'data-pack-gone')
+
+    async def look(collecting: Collecting) -> Any:
+        told = await Recovering(collecting).run(wish(snapshot='mine'))
+        engine = collecting.engine
+        view = engine.snapshot_view(engine.snapshot_find('home', told['sibling'].split('@')[1]).number)
+        inode = await view.lookup(await view.inode(limits.INO_ROOT), b'DAMAGE.json')
+        return inode.mode, inode.uid, inode.gid
+
+    assert on(store, look) == (0o100000 | wanted, 1000, 1234)
