@@ -33,8 +33,9 @@ def recover_command(
     A snapshot never changes. Where a backup of the catalog (STORE/backups) has another tree for it, the
     catalog is wrong, and the sibling is made of that tree.
 
-    Before it decides, all its nodes are read and hashed, and of all its data it is seen to that records of
-    that name stand in their places. Contents are only hashed with --verify; the last line says what was not.
+    Before it decides, all its nodes and its chunks of up to 16 KiB are read and hashed; of longer ones it is
+    seen to that a record of that name and length stands in its place. --verify hashes them as well; the last
+    line says how many were not.
 
     Exit codes: 0 nothing is lost, or all of it came back; 4 something is lost for good (with --dry-run: is
     lost now); others as for every command, and nothing was given up then.
@@ -88,10 +89,13 @@ def _render(found: Any) -> None:
 
 def _say_looked(found: Any) -> None:
     """Say what was not looked at, and what does: always the last line."""
-    if found['looked'] == 'read':
+    if not found['unhashed']:
         return
-    was = 'It was not looked whether its data is there'
-    if found['looked'] == 'present':
-        was = 'Its data is where it should be, but for what is told above; contents were not hashed'
+    was = 'of what is not told above the records are there'
+    if found['looked'] == 'known':
+        was = 'it was not looked whether their records are there'
     scrubbed = f'scrubs have verified {found["verified_percent"]} % of it'
-    output.say(f'{was} ({scrubbed}). That does: snapfs recover --verify {found["snapshot"]}')
+    output.say(
+        f'Contents of {found["unhashed"]} chunks were not hashed; {was}; {scrubbed}. '
+        f'That does: snapfs recover --verify {found["snapshot"]}'
+    )

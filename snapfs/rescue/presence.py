@@ -2,9 +2,10 @@
 
 Three depths. *Known*: the index has a place, the pack there is long enough, and nothing else is known.
 *Present*: the header of the record is read as well, and is of this chunk and of this length: so much of a
-record readers demand before they look at its payload. *Read*: the payload is read and hashed. The first asks
-the disk for nothing of data packs but their sizes, the second for a page of each record, the third for all.
-Records are looked at in the order of their places, neighbours in one read."""
+record readers demand before they look at its payload. A short record is read whole and hashed: it costs no
+more, measured on small files, than to read the headers around it. *Read*: every payload is read and hashed.
+So what a look costs by default is bounded for each chunk, however long files are. Records are looked at in
+the order of their places, neighbours in one read."""
 
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ from snapfs.rescue.recover_values import Depth
 
 
 class Presence:
-    """Whether chunks are there. `bytes`: of data that were read and hashed."""
+    """Whether chunks are there. `bytes`: of data that were read and hashed; `unhashed`: chunks that were not,
+    and are there as far as it was looked."""
 
     def __init__(self, reader: Reader, depth: Depth = Depth.KNOWN) -> None:
         self._reader = reader
         self._depth = depth
         self._known = {id for (id,) in reader.query('SELECT id FROM damage')}
         self._ends = reader.pack_ends()
-        self.bytes = 0
+        self.bytes = self.unhashed = 0
 
     def plain(self, id: bytes, place: Place | None) -> bytes:
         """Return the bytes of a chunk that is at this place. Corrupt, OSError."""
@@ -54,6 +56,7 @@ class Presence:
                 bad[id] = why
             elif place is not None:
                 there.append(place)
+        self.unhashed += sum(not self._hashes(place) for place in there)
         if self._depth > Depth.KNOWN:
             there.sort()
             start = 0
@@ -65,7 +68,11 @@ class Presence:
 
     def _size(self, place: Place) -> int:
         """Return how much of a record is looked at."""
-        return HEADER_BYTES + (place.stored if self._depth == Depth.READ else 0)
+        return HEADER_BYTES + (place.stored if self._hashes(place) else 0)
+
+    def _hashes(self, place: Place) -> bool:
+        short = self._depth == Depth.PRESENT and place.stored <= limits.READ_GAP_BYTES_MAX
+        return short or self._depth == Depth.READ
 
     def _run_end(self, places: list[Place], start: int) -> int:
         first, end = places[start], start + 1
@@ -95,7 +102,7 @@ class Presence:
 
     def _wrong(self, record: memoryview, place: Place) -> bool:
         try:
-            if self._depth == Depth.READ:
+            if self._hashes(place):
                 self.bytes += len(_plain(record, place))
             else:
                 _header(record, place)

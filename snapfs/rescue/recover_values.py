@@ -81,13 +81,15 @@ class Mend:
 @dataclass(frozen=True, slots=True)
 class Survey:
     """The result: what is lost, and the mend for a tree without its lost nodes. Counts of what was looked at:
-    `nodes` that were read, `references` that were looked up, `bytes` of data that were read."""
+    `nodes` that were read, `references` that were looked up, `bytes` of data that were read and hashed, and
+    chunks of data that are there, `unhashed`."""
 
     lost: tuple[Lost, ...]
     mend: Mend
     nodes: int
     references: int
     bytes: int
+    unhashed: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,8 @@ class _Survey:
         for id, one in self._lost.items():
             uses = [replace(use, path=paths[use.ino]) for use in self._uses.get(id, ())]
             lost.append(replace(one, uses=tuple(uses)))
-        return Survey(tuple(lost), mend, self._nodes, self._references, self._presence.bytes)
+        seen = self._presence
+        return Survey(tuple(lost), mend, self._nodes, self._references, seen.bytes, seen.unhashed)
 
     # --- walking -----------------------------------------------------------------------------------------
     def _leaves(self, see: Callable[[Leaf], None]) -> Iterator[None]:

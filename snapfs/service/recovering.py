@@ -27,6 +27,7 @@ from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec,
 from snapfs.service.collecting import Collecting
 from snapfs.service.mounts import read_mounts
 from snapfs.service.runtime import find_entry
+from snapfs.service.sockets import Asker
 from snapfs.store import damage
 from snapfs.store.catalog import take_number
 from snapfs.store.registry import check_name
@@ -78,8 +79,10 @@ class Healed:
 class Recovering:
     """Recovers snapshots of one store."""
 
-    def __init__(self, collecting: Collecting) -> None:
+    def __init__(self, collecting: Collecting, asker: Asker | None = None) -> None:
+        """`asker`: when he leaves, looking ends, and so does the recovery that waits for it."""
         self._collecting = collecting
+        self._asker = asker
         self._engine = collecting.engine
         self._world = collecting.world
 
@@ -185,7 +188,7 @@ class Recovering:
     async def _survey(self, row: SnapshotRow, wish: Wish) -> Survey:
         store = self._engine.store
         spec = SurveySpec(store.path, store.superblock.uuid, row.root, int(wish.depth), wish.donors)
-        found: Survey = await self._collecting.look('survey', lambda: spec)
+        found: Survey = await self._collecting.look('survey', lambda: spec, self._asker)
         return found
 
     def _told(self, row: SnapshotRow, wish: Wish, healed: Healed) -> Object:
@@ -196,6 +199,7 @@ class Recovering:
             'nodes_read': healed.first.nodes,
             'references': healed.first.references,
             'looked': wish.depth.name.lower(),
+            'unhashed': healed.rest.unhashed,
             'verified_percent': self._engine.coverage().of(row.epoch).percent,
             'dry_run': wish.dry_run,
         }

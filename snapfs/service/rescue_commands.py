@@ -46,4 +46,4 @@ async def recover(
     if not all(path.is_absolute() for path in paths):
         raise Invalid('directories of donors are named with their whole path')
     wish = Wish(volume, row.name, name, paths, verify, dry_run, call.peer.name, known_only)
-    return await Recovering(call.collecting).run(wish)
+    return await Recovering(call.collecting, call.peer.asker).run(wish)

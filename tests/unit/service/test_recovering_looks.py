@@ -8,18 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Invalid
+from snapfs.errors import Corrupt, Invalid, Unavailable
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
+from snapfs.service.sockets import Asker
 from tests.images.image import make
 from tests.support.lives import on
 from tests.support.model import freeze_view
 from tools.breakit import break_it
 
 ODD = ['data-pack-gone', 'pack-cut', 'header-flip', 'records-swapped', 'index-elsewhere', 'index-behind']
-ODD += ['index-length', 'index-no-pack', 'index-row-gone', 'pack-exchanged', 'pack-a-link', 'zeros', 'stored']
+ODD += [
+    'payload-flip',
+    'record-torn',
+    'index-length',
+    'index-no-pack',
+    'index-row-gone',
+    'pack-exchanged',
+    'pack-a-link',
+    'zeros',
+    'stored',
+]
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +58,7 @@ def wish(**changes: Any) -> Wish:
 
 def spoil(path: Path, how: str) -> None:
     """Make a damage that nobody has read or scrubbed yet."""
-    if how not in ('zeros', 'stored'):
+    if how not in ('zeros', 'stored', 'rot'):
         break_it(path, how, seed=1)
         return
     with sqlite3.connect(path / 'catalog.sqlite') as db:
@@ -56,8 +68,12 @@ def spoil(path: Path, how: str) -> None:
             db.execute('UPDATE chunk SET stored = stored - 1 WHERE id = ?', (id,))
             return
     pack = path / 'packs' / 'data' / name.hex()[:2] / name.hex()
-    data = pack.read_bytes()
-    pack.write_bytes(data[:offset] + bytes(len(data) - offset))
+    data = bytearray(pack.read_bytes())
+    if how == 'rot':
+        data[offset + 1000] ^= 1
+    else:
+        data[offset:] = bytes(len(data) - offset)
+    pack.write_bytes(data)
 
 
 async def read_all(collecting: Collecting, snapshot: str) -> Any:
@@ -78,17 +94,18 @@ def test_nothing_of_the_sibling_answers_eio_after_a_loss_that_nobody_has_seen_be
     on(store, work)
 
 
-def test_contents_are_hashed_only_when_that_is_asked_for_and_what_was_not_is_said(store):
-    spoil(store, 'payload-flip')
+def test_contents_of_long_records_are_hashed_only_when_that_is_asked_for(store):
+    spoil(store, 'rot')
 
     async def work(collecting: Collecting) -> Any:
         told = await Recovering(collecting).run(wish())
         assert (told['looked'], told['lost'], told['sibling']) == ('present', [], None)
-        assert 0 <= told['verified_percent'] <= 100
+        assert told['unhashed'] == 3 and 0 <= told['verified_percent'] <= 100
         with pytest.raises(Corrupt):
             await read_all(collecting, 'home@monday')
         told = await Recovering(collecting).run(wish(verify=True))
         assert told['looked'] == 'read' and told['sibling'] == 'home@monday-recovered'
+        assert told['unhashed'] == 0
         await read_all(collecting, told['sibling'])
 
     on(store, work)
@@ -99,6 +116,7 @@ def test_whoever_has_just_scrubbed_may_have_no_record_looked_at(store):
 
     async def work(collecting: Collecting) -> Any:
         told = await Recovering(collecting).run(wish(known_only=True))
+        assert told['unhashed'] > 3
         assert (told['looked'], told['lost'], told['sibling']) == ('known', [], None)
         with pytest.raises(Invalid, match='exclude'):
             await Recovering(collecting).run(wish(known_only=True, verify=True))
@@ -127,3 +145,26 @@ def test_owner_and_group_of_the_top_directory_may_read_the_report_in_it(store, t
         return inode.mode, inode.uid, inode.gid
 
     assert on(store, look) == (0o100000 | wanted, 1000, 1234)
+
+
+def test_a_survey_ends_when_who_asked_for_it_has_gone_and_nothing_is_changed(store):
+    spoil(store, 'data-pack-gone')
+
+    async def work(collecting: Collecting) -> Any:
+        before = [row.name for row in collecting.engine.snapshot_list()]
+        asker, looked = Asker(), []
+        run = collecting._runner
+
+        async def runner(spec: Any, progress: Any) -> Any:
+            looked.append(type(spec).__name__)
+            asker.leave()
+            await trio.lowlevel.checkpoint()
+            return await run(spec, progress)
+
+        collecting._runner = runner
+        with pytest.raises(Unavailable, match='interrupted'):
+            await Recovering(collecting, asker).run(wish())
+        assert looked == ['SurveySpec'] and collecting.move is None and not collecting._lock.locked()
+        assert [row.name for row in collecting.engine.snapshot_list()] == before
+
+    on(store, work)
