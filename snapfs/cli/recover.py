@@ -25,9 +25,10 @@ def recover_command(
 ) -> int:
     """Bring back what a damaged snapshot has lost.
 
-    Looked for are, in this order: other copies in the store (quarantine, what was freed and is still there,
-    packs that nobody knows), then files below each --donors, by their hashes. What is found goes back to
-    every snapshot that shares it. For what is found nowhere a sibling is made, in which it is zeros, and
+    Nodes come back from their second copies (STORE/mirror) first, those of all volumes and snapshots. For the
+    rest are looked for, in this order: other copies in the store (quarantine, what was freed and is still
+    there, packs that nobody knows), then files below each --donors, by their hashes. What is found goes back
+    to every snapshot that shares it. For what is found nowhere a sibling is made, in which it is zeros, and
     DAMAGE.json lists each range. The original stays as it is, and is held.
 
     A snapshot never changes. Where a backup of the catalog (STORE/backups) has another tree for it, the
@@ -58,6 +59,8 @@ def _is_lost(found: Any) -> bool:
     source = found['source']
     if source is not None and source['refused']:
         return True  # a backup knows another tree, and that is not to be had
+    if found['dry_run'] and any(found['put_back'].values()):
+        return True
     return any(found['dry_run'] or one['donor'] in (None, 'zeros') for one in found['lost'])
 
 
@@ -70,7 +73,9 @@ def _render(found: Any) -> None:
         for use in one['ranges']:
             where = use['attribute'] if use['start'] is None else f'{use["start"]} to {use["end"]}'
             rows.append((use['path'], where, donor))
-    source = found['source']
+    source, put_back = found['source'], any(found['put_back'].values())
+    if put_back:
+        say_put_back(found['put_back'], found['dry_run'])
     if source is None or source['refused'] or rows:
         output.table(('file', 'lost', 'from'), rows, f'{found["snapshot"]} has lost nothing that is known.')
     if source is not None:
@@ -82,9 +87,17 @@ def _render(found: Any) -> None:
     if found['sibling']:
         output.say(f'made: {found["sibling"]}; what is lost for good is in its DAMAGE.json')
         output.say(f'{found["snapshot"]} stays as it is, and is held')
-    elif rows and not found['dry_run']:
+    elif (rows or put_back) and not found['dry_run'] and source is None:
         output.say(f'{found["snapshot"]} is whole again, and so is all that shares with it')
     _say_looked(found)
+
+
+def say_put_back(counts: Any, dry_run: bool = False) -> None:
+    """Say how many packs and nodes came back from the mirror, or would."""
+    parts = [f'{counts["packs"]} packs of nodes'] * bool(counts['packs'])
+    parts += [f'{counts["nodes"]} nodes'] * bool(counts['nodes'])
+    were = 'would be' if dry_run else 'were'
+    output.say(f'{" and ".join(parts)} {were} put back from their second copies, for everybody who has them')
 
 
 def _say_looked(found: Any) -> None:

@@ -107,3 +107,31 @@ class Whole:
 
     whole: tuple[bool, ...]
     nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesSpec:
+    """Whether the mirror has what packs of nodes have lost. `every_node`: read them all to see; else only
+    packs that are seen to be damaged. `writing`: packs that the store is writing to, which nobody makes
+    again."""
+
+    store: Path
+    uuid: bytes
+    every_node: bool
+    writing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackCopy:
+    """A pack that can be made again from its copy."""
+
+    pack: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Packs that can be made again, and nodes of others that their copies have."""
+
+    packs: tuple[PackCopy, ...]
+    nodes: tuple[Lost, ...]

@@ -465,7 +465,7 @@ class Collecting:
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
         """No batch moves inside, and no plan that waits outlives it: there may be a root it knew not of."""
-        async with self._lock:
+        async with held(self._lock):
             self.end_plans(None)
             yield
 

@@ -1,5 +1,7 @@
 """L6 recovering: a damaged snapshot becomes whole again, or gets a sibling that is. Event loop only.
 
+Nodes that the mirror has are put back first, whoever they belong to (putting_back.py).
+
 Survey, plan, execution. The survey runs in a process of its own, while the collector stands still; what it
 found is the plan, and the execution decides nothing. Donors first: what they have goes back to everybody
 who shares it. A lost node hides what is below, so a survey follows each healing until nothing more comes
@@ -26,6 +28,7 @@ from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
 from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
 from snapfs.service.collecting import Collecting
 from snapfs.service.mounts import read_mounts
+from snapfs.service.putting_back import PutBack, PuttingBack
 from snapfs.service.runtime import find_entry
 from snapfs.service.sockets import Asker
 from snapfs.store import damage
@@ -83,6 +86,8 @@ class Recovering:
         """`asker`: when he leaves, looking ends, and so does the recovery that waits for it."""
         self._collecting = collecting
         self._asker = asker
+        self._putting_back = PuttingBack(collecting, asker)
+        self._put_back = PutBack()
         self._engine = collecting.engine
         self._world = collecting.world
 
@@ -92,6 +97,9 @@ class Recovering:
         store = self._engine.store
         row = self._engine.snapshot_find(wish.volume, wish.snapshot)
         await self._refuse(wish)
+        # First, and of everybody's nodes: what comes back whole is not given up.
+        every_node = wish.verify or bool(store.chunks.mirrored)
+        self._put_back = await self._putting_back.run(every_node, wish.dry_run)
         kept = await self._world.run_in_thread(kept_rows, store.disk, store.path, store.superblock.uuid, row)
         if not kept:
             return await self._recover(row, wish, None)
@@ -111,7 +119,7 @@ class Recovering:
             return told
         if not healed.rest.lost:
             self._whole_again(row.number)
-        if healed.donors:
+        if healed.donors or self._put_back:
             await self._others_whole()
         if healed.rest.lost:
             await self._note_lost(row, told['snapshot'], healed.rest)
@@ -129,7 +137,7 @@ class Recovering:
             return None
         told = {**self._told(kept.row, wish, healed), 'source': _source(row, kept, None), 'sibling': None}
         if not wish.dry_run:
-            if healed.donors:
+            if healed.donors or self._put_back:
                 await self._others_whole()
             if healed.rest.lost:
                 await self._note_lost(row, told['snapshot'], healed.rest)
@@ -140,6 +148,12 @@ class Recovering:
         """Survey a tree, and bring back what donors have, until nothing more comes back. A dry run only
         looks."""
         first = found = await self._survey(row, wish)
+        if not wish.dry_run and any(one.kind == 2 for one in found.lost):
+            # Where one node is lost, others are that nobody has looked at yet.
+            more_back = await self._putting_back.run(every_node=True)
+            if more_back:
+                self._put_back = self._put_back.and_also(more_back)
+                first = found = await self._survey(row, wish)
         donors: dict[bytes, Donor] = {}
         if wish.dry_run:
             return Healed(first, first, donors)
@@ -196,6 +210,7 @@ class Recovering:
         return {
             'snapshot': f'{wish.volume}@{wish.snapshot}',
             'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
+            'put_back': {'packs': self._put_back.packs, 'nodes': len(self._put_back.nodes)},
             'nodes_read': healed.first.nodes,
             'references': healed.first.references,
             'looked': wish.depth.name.lower(),

@@ -10,7 +10,9 @@ until a person has looked: somebody who deletes should know first what is whole.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from snapfs import limits
@@ -18,6 +20,7 @@ from snapfs.collect.incidents import Alarm
 from snapfs.errors import Latched, SnapfsError
 from snapfs.rescue.scrub_values import SLOTS, Scrubbed, ScrubSpec
 from snapfs.service.collecting import Collecting
+from snapfs.service.putting_back import PutBack, PuttingBack
 from snapfs.store import damage
 
 log = logging.getLogger('snapfs.scrub')
@@ -55,13 +58,17 @@ class Scrubbing:
             'chunks': 0,
             'bytes': 0,
             'bad': 0,
+            'put_back': {'packs': 0, 'nodes': 0},
         }
+        back = await self._put_back(every_node=False) if todo else PutBack()
         while todo:
             take = self._pass_slots(len(todo))
-            found = await self._pass(todo[:take], rate)
+            found, more = await self._pass(todo[:take], rate)
+            back = back.and_also(more)
             todo = todo[take:]
             report['slots'] += len(found.slots)
             report['bad'] += found.bad_count
+            report['put_back'] = {'packs': back.packs, 'nodes': len(back.nodes)}
             report['chunks'] += sum(one.chunks for one in found.slots)
             report['bytes'] += sum(one.bytes for one in found.slots)
             if told is not None:
@@ -118,20 +125,48 @@ class Scrubbing:
         by_bytes = SLOTS * limits.SCRUB_BYTES_PASS // max(stored, 1)
         return int(max(1, min(most, by_rows, by_bytes)))
 
-    async def _pass(self, slots: list[int], rate: int) -> Scrubbed:
+    async def _pass(self, slots: list[int], rate: int) -> tuple[Scrubbed, PutBack]:
+        """Read some slots; return what is bad in the end, and what came back of what was."""
         store = self._engine.store
         spec = ScrubSpec(store.path, store.superblock.uuid, tuple(slots), rate)
         found: Scrubbed = await self._collecting.look('scrub', lambda: spec)
+        back = PutBack()
         if found.bad_count:
             # Here and now, before anything else gets a turn: a collection that begins sees that all is not
             # well.
             self._engine.core.report_damage(f'a scrub found {found.bad_count} damaged chunks', 0)
             store.chunks.unreadable.update(one.id for one in found.bad)
             await self._world.run_in_thread(self._record_damage, found)
-            await self._damaged(found)
+            back = await self._put_back(every_node=True)
+            found = self._still_bad(found)
+            if found.bad_count:
+                await self._damaged(found)
+            else:
+                self._engine.core.forget_damage(0)
         # Last: what was not told to the end is not verified, and is read again.
         await self._world.run_in_thread(self._record, found)
-        return found
+        return found, back
+
+    def _still_bad(self, found: Scrubbed) -> Scrubbed:
+        """Return what was found, without the nodes that came back since."""
+        unreadable = self._engine.store.chunks.unreadable
+        left = tuple(one for one in found.bad if one.id in unreadable)
+        counts = Counter(
+            int.from_bytes(one.id[:2], 'big') >> 4 for one in found.bad if one.id not in unreadable
+        )
+        slots = tuple(replace(one, bad=one.bad - counts[one.slot]) for one in found.slots)
+        return replace(found, slots=slots, bad=left, bad_count=found.bad_count - counts.total())
+
+    async def _put_back(self, *, every_node: bool) -> PutBack:
+        """Put back nodes from their second copies. The collector stops when there was something to put back:
+        the disk that has lost it should be looked at before anything is deleted."""
+        back = await PuttingBack(self._collecting).run(every_node)
+        if back:
+            text = f'{back.packs} packs of nodes and {len(back.nodes)} nodes were damaged'
+            await self._collecting.halt(
+                Alarm(f'a scrub found that {text}, and put them back from their copies')
+            )
+        return back
 
     def _record(self, found: Scrubbed) -> None:
         now, catalog = self._world.time_ns(), self._engine.store.catalog
@@ -160,7 +195,8 @@ class Scrubbing:
         ) as error:  # a lost node: then nobody can be told apart, and the damage stands all the same
             log.error('who needs what is lost cannot be told: %s', error)
         where = f'in {", ".join(names[:5])}' if names else 'nobody who stands is known to need it'
-        text = f'a scrub found {found.bad_count} damaged chunks, {where}: {found.bad[0].why}'
+        first = found.bad[0].why if found.bad else 'see the log'
+        text = f'a scrub found {found.bad_count} damaged chunks, {where}: {first}'
         evidence = {'scrub.json': {one.id.hex(): one.why for one in found.bad[:1000]}}
         await self._collecting.halt(Alarm(text, evidence))
 

@@ -1,0 +1,240 @@
+"""Nodes that packs have lost come back from the mirror: everybody's, and so that fsck has nothing to say."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.format.records import HEADER_BYTES
+from snapfs.rescue.copies import look_at_copies
+from snapfs.rescue.recover_values import Copies, CopiesSpec
+from snapfs.rescue.restore import restore_packs
+from snapfs.rescue.scrub_values import SLOTS
+from snapfs.service.collecting import Collecting
+from snapfs.service.putting_back import PuttingBack
+from snapfs.service.recovering import Recovering, Wish
+from snapfs.service.scrubbing import Scrubbing
+from tests.images.image import make
+from tests.mutants.setting import small
+from tests.support.fsck import report_of
+from tests.support.lives import on, trees
+from tools.breakit import break_it
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that was closed clean: its last packs are open, and the mirror has all of them."""
+    path = tmp_path_factory.mktemp('whole') / 'store'
+    make(path)
+    on(path, nothing)
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    path = tmp_path / 'store'
+    shutil.copytree(whole, path)
+    return path
+
+
+async def nothing(collecting: Collecting) -> None:
+    await collecting.engine.commit(always=True)
+
+
+async def recover(collecting: Collecting) -> Any:
+    return await Recovering(collecting).run(Wish('home', 'monday', None, (), False, False, 'ann'))
+
+
+async def scrub(collecting: Collecting) -> Any:
+    return await Scrubbing(collecting).run(range(SLOTS), 0)
+
+
+def meta_packs(path: Path) -> list[tuple[int, str, str, int]]:
+    """Number, hexadecimal name, state and bytes."""
+    with sqlite3.connect(path / 'catalog.sqlite') as db:
+        rows = db.execute('SELECT pack, name, state, bytes FROM pack WHERE kind = 2 ORDER BY pack').fetchall()
+    return [(number, name.hex(), state, size) for number, name, state, size in rows]
+
+
+def file_of(path: Path, name: str) -> Path:
+    return path / 'packs' / 'meta' / name[:2] / name
+
+
+def damages(path: Path) -> list[Any]:
+    """What fsck says and is no mere note; but for what stopped the collector."""
+    with small():
+        report = report_of(path)
+    assert not report.unchecked
+    return [one for one in report.findings if one.severity != 'note' and one.code != 'incident']
+
+
+def cut(size: Callable[[int], int]) -> Callable[[Path], None]:
+    def make_shorter(file: Path) -> None:
+        with file.open('r+b') as handle:
+            handle.truncate(size(file.stat().st_size))
+
+    return make_shorter
+
+
+WAYS = {
+    'gone': Path.unlink,
+    'with its folder': lambda file: shutil.rmtree(file.parent),
+    'empty': cut(lambda size: 0),
+    'only a header': cut(lambda size: 48),
+    'a half': cut(lambda size: size // 2),
+    'its last byte': cut(lambda size: size - 1),
+}
+
+
+@pytest.mark.parametrize('number', range(4))
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('command', [recover, scrub])
+def test_a_pack_that_is_gone_or_cut_is_made_again(store, way, number, command):
+    wanted = trees(store)
+    packs = meta_packs(store)
+    assert [state for _, _, state, _ in packs] == ['sealed', 'sealed', 'sealed', 'open']
+    _, name, state, size = packs[number]
+    file = file_of(store, name)
+    before = file.read_bytes()
+    WAYS[way](file)
+    assert damages(store)
+
+    async def work(collecting: Collecting) -> Any:
+        return await command(collecting), collecting.collector.incidents.latched()
+
+    told, stopped = on(store, work)
+    assert told['put_back'] == {'packs': 1, 'nodes': 0}
+    assert bool(stopped) == (command is scrub), 'who scrubs is a schedule; who recovers is a person'
+    now = file.read_bytes()
+    assert now == before if state == 'sealed' else now.startswith(before[:size])
+    assert damages(store) == []
+    shutil.rmtree(store / 'mirror')
+    assert trees(store) == wanted
+    assert list(file.parent.glob('*.new')) == []
+
+
+def test_everything_meta_is_gone_and_comes_back(store):
+    wanted = trees(store)
+    shutil.rmtree(store / 'packs' / 'meta')
+    (store / 'packs' / 'meta').mkdir()
+    assert on(store, recover)['put_back']['packs'] >= 4
+    assert damages(store) == []
+    assert trees(store) == wanted
+
+
+@pytest.mark.parametrize('name', ['leaf-flip', 'branch-flip', 'top-flip'])
+@pytest.mark.parametrize('command', [recover, scrub])
+def test_a_node_that_has_rotted_is_stored_anew(store, name, command):
+    wanted = trees(store)
+    break_it(store, name, seed=1)
+
+    async def work(collecting: Collecting) -> Any:
+        told = await command(collecting)
+        return told, collecting.collector.incidents.latched(), collecting.engine.health()
+
+    told, stopped, health = on(store, work)
+    if command is recover:
+        assert told['put_back'] == {'packs': 0, 'nodes': 1} and not told['lost'] and health == 'ok'
+    else:
+        assert (told['put_back'], told['bad']) == ({'packs': 0, 'nodes': 1}, 0)
+        assert 'put them back' in stopped, 'somebody should look at the disk before anything is deleted'
+        assert health.startswith('the collector is stopped')
+    assert damages(store) == []
+    shutil.rmtree(store / 'mirror')
+    assert trees(store) == wanted
+
+
+def test_what_is_there_and_is_not_the_beginning_of_the_copy_is_not_replaced(store):
+    """Its nodes come back elsewhere, as far as the copy has them."""
+    _, name, _, _ = meta_packs(store)[0]
+    file = file_of(store, name)
+    data = bytearray(file.read_bytes()[:3000])
+    data[2000] ^= 1
+    file.write_bytes(data)
+    wanted = trees(store)
+    told = on(store, lambda collecting: PuttingBack(collecting).run(every_node=False))
+    assert told.packs == 0 and told.nodes
+    assert file.read_bytes() == data
+    shutil.rmtree(store / 'mirror')
+    assert trees(store) == wanted
+
+
+def test_of_a_copy_that_has_rotted_as_well_only_whole_nodes_come_back(store):
+    _, name, _, _ = meta_packs(store)[0]
+    copy = store / 'mirror' / name[:2] / name
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        text = 'SELECT id, offset FROM chunk WHERE pack = 1 ORDER BY offset'
+        rows = db.execute(text).fetchall()
+    data = bytearray(copy.read_bytes())
+    data[rows[2][1] + HEADER_BYTES + 5] ^= 1
+    copy.write_bytes(data)
+    file_of(store, name).unlink()
+    told = on(store, lambda collecting: PuttingBack(collecting).run(every_node=False))
+    assert told.packs == 0
+    assert told.nodes == {id for id, _ in rows} - {rows[2][0]}
+    assert not file_of(store, name).exists(), 'half a pack would look like a whole one'
+
+
+def test_a_dry_run_says_what_would_come_back_and_changes_nothing(store):
+    _, name, _, _ = meta_packs(store)[1]
+    file_of(store, name).unlink()
+
+    async def look(collecting: Collecting) -> Any:
+        return await Recovering(collecting).run(Wish('home', 'monday', None, (), False, True, 'ann'))
+
+    assert on(store, look)['put_back'] == {'packs': 1, 'nodes': 0}
+    assert not file_of(store, name).exists()
+
+
+def test_a_retired_pack_is_never_made_again(store):
+    """Its file went after the last look. What brings it back would bring back what was freed."""
+    number, name, _, _ = meta_packs(store)[1]
+    file_of(store, name).unlink()
+    with sqlite3.connect(store / 'catalog.sqlite') as db:
+        db.execute("UPDATE pack SET state = 'retired' WHERE pack = ?", (number,))
+
+    async def work(collecting: Collecting) -> Copies:
+        found = collecting.engine.store
+        spec = CopiesSpec(found.path, found.superblock.uuid, False, ())
+        planned = look_at_copies(spec)
+        from snapfs.rescue.recover_values import PackCopy
+
+        assert restore_packs(found, [PackCopy(number, bytes.fromhex(name))]) == {}
+        return planned
+
+    assert on(store, work).packs == ()
+    assert not file_of(store, name).exists()
+
+
+def test_nothing_is_put_into_an_open_pack_whose_file_has_gone(store):
+    wanted = trees(store)
+
+    async def work(collecting: Collecting) -> Any:
+        engine = collecting.engine
+        await engine.commit(always=True)
+        engine.store.keep_copies()
+        for _, name, _, _ in meta_packs(store):
+            file_of(store, name).unlink(missing_ok=True)
+        return await PuttingBack(collecting).run(every_node=True)
+
+    assert on(store, work).packs == 4
+    assert damages(store) == []
+    shutil.rmtree(store / 'mirror')
+    assert trees(store) == wanted
+
+
+def test_the_collector_goes_on_after_a_pack_was_made_again(store):
+    """A recount wants every pack of nodes of the catalog on the disk."""
+    file_of(store, meta_packs(store)[0][1]).unlink()
+
+    async def work(collecting: Collecting) -> Any:
+        await recover(collecting)
+        return await collecting.collect()
+
+    on(store, work)
+    assert damages(store) == []
