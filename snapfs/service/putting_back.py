@@ -31,6 +31,11 @@ class PutBack:
     def __bool__(self) -> bool:
         return bool(self.packs or self.nodes)
 
+    def text(self) -> str:
+        """Return it for people."""
+        parts = [f'{self.packs} packs of nodes'] * bool(self.packs)
+        return ' and '.join(parts + [f'{len(self.nodes)} nodes'] * bool(self.nodes))
+
     def and_also(self, other: PutBack) -> PutBack:
         """Return the sum of both."""
         return PutBack(self.packs + other.packs, self.nodes | other.nodes)

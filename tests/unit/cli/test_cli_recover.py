@@ -84,3 +84,16 @@ def test_a_tree_that_a_backup_knows_and_nobody_has_is_4():
 def test_two_depths_at_once_are_one_clear_line(run):
     code, lines = run('recover', 'home@monday', '--verify', '--known-only')
     assert code == 2 and len(lines) == 1 and 'exclude each other' in lines[0]
+
+
+def test_nodes_that_were_put_back_are_told_of_and_nothing_is_lost(run, store):
+    break_it(store, 'meta-pack-gone', seed=1)
+    code, lines = run('recover', 'home@monday', '--dry-run')
+    assert code == 4 and lines[0].startswith('1 packs of nodes would be put back from their second copies')
+    code, lines = run('recover', 'home@monday', '--verify')
+    assert code == 0 and lines[0].startswith('1 packs of nodes were put back')
+    assert 'whole again' in lines[-1]
+    break_it(store, 'meta-pack-gone', seed=1)
+    code, lines = run('scrub')
+    assert code == 0 and any(line.startswith('1 packs of nodes were put back') for line in lines)
+    assert any('The disk has lost something' in line for line in lines)
