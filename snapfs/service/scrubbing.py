@@ -139,8 +139,9 @@ class Scrubbing:
             self._engine.core.report_damage(f'a scrub found {found.bad_count} damaged chunks', 0)
             store.chunks.unreadable.update(one.id for one in found.bad)
             await self._world.run_in_thread(self._record_damage, found)
-            back = await self._put_back(every_node=True)
-            found = self._still_bad(found)
+            if await self._world.run_in_thread(self._has_nodes, found):
+                back = await self._put_back(every_node=True)
+                found = self._still_bad(found)
             if found.bad_count:
                 await self._damaged(found)
             else:
@@ -148,6 +149,11 @@ class Scrubbing:
         # Last: what was not told to the end is not verified, and is read again.
         await self._world.run_in_thread(self._record, found)
         return found, back
+
+    def _has_nodes(self, found: Scrubbed) -> bool:
+        """Say whether any of what is bad is a node: only these have second copies."""
+        text = 'SELECT 1 FROM chunk WHERE id = ? AND kind = 2'
+        return any(self._engine.store.catalog.query(text, (one.id,)) for one in found.bad)
 
     def _still_bad(self, found: Scrubbed) -> Scrubbed:
         """Return what was found, without the nodes that came back since."""

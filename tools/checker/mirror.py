@@ -19,6 +19,7 @@ from tools.checker.packs import META
 from tools.checker.store import Pack, Store, is_ours, read_at
 
 PLACE = re.compile(r'packs/meta/[0-9a-f]{2}/([0-9a-f]{32})(?: at offset ([0-9]+))?')
+UNSEEN = -1
 LOST = ('pack-missing', 'pack-short', 'pack-unreadable', 'record-header', 'record-payload')
 
 
@@ -51,6 +52,8 @@ def tell_copies(store: Store, packs: Iterable[Pack], report: Report) -> None:
         if match is None or pack is None or finding.code not in LOST:
             continue
         copied, of = _copied(store, pack, None if match[2] is None else int(match[2]))
+        if copied == UNSEEN:
+            continue
         if not copied:
             has = 'nor has its second copy'
         elif copied < of:
@@ -61,7 +64,8 @@ def tell_copies(store: Store, packs: Iterable[Pack], report: Report) -> None:
 
 
 def _copied(store: Store, pack: Pack, offset: int | None) -> tuple[int, int]:
-    """Return how many nodes the copy of a pack has whole, and of how many: that at `offset`, or all."""
+    """Return how many nodes the copy of a pack has whole, and of how many: that at `offset`, or all. UNSEEN
+    when nobody lets us look."""
     name = pack.name.hex()
     of = pack.records if offset is None else 1
     count, at = 0, PACK_HEADER_BYTES if offset is None else offset
@@ -78,8 +82,9 @@ def _copied(store: Store, pack: Pack, offset: int | None) -> tuple[int, int]:
                 except Corrupt:
                     pass
                 at += header.stored_length
-    except (OSError, Corrupt):
-        pass
+    except (OSError, Corrupt) as error:
+        if isinstance(error, OSError) and is_ours(error):
+            return UNSEEN, of
     return count, of
 
 

@@ -169,6 +169,25 @@ def test_a_scrub_that_has_just_read_everything_puts_nodes_back_all_the_same(stor
     assert told['skipped'] == SLOTS // part and told['put_back']['nodes'] == (1 if part == 1 else 0)
 
 
+def test_for_data_that_has_rotted_no_node_is_read(store):
+    """It has no second copy, and each pass of a scrub would read all nodes for it."""
+    break_it(store, 'payload-flip', seed=1)
+
+    async def work(collecting: Collecting) -> Any:
+        jobs, run = [], collecting._runner
+
+        async def runner(spec: Any, progress: Any) -> Any:
+            jobs.append(type(spec).__name__)
+            return await run(spec, progress)
+
+        collecting._runner = runner
+        told = await Scrubbing(collecting).run(range(SLOTS // 2), 0)
+        other = await Scrubbing(collecting).run(range(SLOTS // 2, SLOTS), 0)
+        return told['bad'] + other['bad'], jobs.count('CopiesSpec')
+
+    assert on(store, work) == (1, 2), 'the two that begin a scrub, and no more'
+
+
 def test_what_is_there_and_is_not_the_beginning_of_the_copy_is_not_replaced(store):
     """Its nodes come back elsewhere, as far as the copy has them."""
     _, name, _, _ = meta_packs(store)[0]

@@ -170,3 +170,19 @@ def test_a_survey_ends_when_who_asked_for_it_has_gone_and_nothing_is_changed(sto
         assert [row.name for row in collecting.engine.snapshot_list()] == before
 
     on(store, work)
+
+
+def test_the_command_tells_a_recovery_who_asked(store):
+    from snapfs.service.commands import Call
+    from snapfs.service.rescue_commands import recover
+    from snapfs.service.sockets import this_process
+
+    async def work(collecting: Collecting) -> None:
+        peer = this_process()
+        call = Call(collecting.engine, peer, None, collecting)
+        assert (await recover(call, 'home@monday', []))['looked'] == 'present'
+        peer.asker.leave()
+        with pytest.raises(Unavailable, match='interrupted'):
+            await recover(call, 'home@monday', [])
+
+    on(store, work)
