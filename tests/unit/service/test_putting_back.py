@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from snapfs.errors import Latched, SnapfsError
 from snapfs.format.records import HEADER_BYTES
 from snapfs.rescue.copies import look_at_copies
-from snapfs.rescue.recover_values import Copies, CopiesSpec
+from snapfs.rescue.recover_values import Copies, CopiesSpec, PackCopy
 from snapfs.rescue.restore import restore_packs
 from snapfs.rescue.scrub_values import SLOTS
 from snapfs.service.collecting import Collecting
@@ -243,8 +245,6 @@ def test_a_retired_pack_is_never_made_again(store):
         found = collecting.engine.store
         spec = CopiesSpec(found.path, found.superblock.uuid, False, ())
         planned = look_at_copies(spec)
-        from snapfs.rescue.recover_values import PackCopy
-
         assert restore_packs(found, [PackCopy(number, bytes.fromhex(name))]) == {}
         return planned
 
@@ -279,3 +279,42 @@ def test_the_collector_goes_on_after_a_pack_was_made_again(store):
 
     on(store, work)
     assert damages(store) == []
+
+
+@pytest.mark.parametrize('way', ['gone', 'a half'])
+@pytest.mark.parametrize('step', ['_sys_pwritev', '_sys_fdatasync', '_sys_rename'])
+def test_a_pack_that_cannot_be_made_again_leaves_what_was_there(store, monkeypatch, way, step):
+    """The disk is full, or fails: there is what was there, or all of the pack, and no row has changed."""
+    _, name, _, _ = meta_packs(store)[1]
+    file = file_of(store, name)
+    WAYS[way](file)
+    before = file.read_bytes() if file.exists() else None
+    rows = meta_packs(store)
+
+    async def work(collecting: Collecting) -> Any:
+        disk, found = collecting.engine.store.disk, collecting.engine.store
+
+        def fail(*arguments: Any) -> Any:
+            raise OSError(errno.ENOSPC if step == '_sys_pwritev' else errno.EIO, 'no')
+
+        monkeypatch.setattr(disk, step, fail)
+        (row,) = [one for one in found.catalog.packs() if one.name.hex() == name]
+        with pytest.raises(SnapfsError):
+            restore_packs(found, [PackCopy(row.pack, row.name)])
+        monkeypatch.undo()
+        return disk.latched
+
+    latched = None
+    try:
+        latched = on(store, work)
+    except Latched as error:
+        latched = error  # the close says so, too
+    assert bool(latched) == (step != '_sys_pwritev')
+    assert (file.read_bytes() if file.exists() else None) == before
+    assert bool(list(file.parent.glob('*.new'))) == (step != '_sys_pwritev'), (
+        'nothing is written after a failure'
+    )
+    assert [row for row in meta_packs(store) if row[1] == name] == [row for row in rows if row[1] == name]
+    if not latched:  # else the store opens for no writer before a person has looked
+        assert on(store, recover)['put_back']['packs'] == 1, 'another time it goes'
+        assert damages(store) == []
