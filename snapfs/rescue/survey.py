@@ -3,39 +3,26 @@
 
 The tree is walked level by level. A lost node is noted with the keys that it had, and the walk goes on
 beside it. Data is looked at as deep as was asked (presence.py), a slice of leaves at a time. Memory follows
-what is lost, but for a tree that has lost nodes: then the links of the whole tree are held, about 200 bytes
-for each file."""
+what is lost, but for the names of directories, of which paths are made: what becomes of a tree that has lost
+nodes is decided in tables on the disk (links.py)."""
 
 from __future__ import annotations
 
-import stat
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Unavailable
-from snapfs.format.items import INODE_MODE, INODE_NLINK, INODE_PARENT, INODE_SIZE
-from snapfs.format.keys import DIRENT, EXTENT, INODE, ORPHAN, XATTR, decode_key, ino_range, suffix_number
+from snapfs.format.keys import DIRENT, EXTENT, XATTR, decode_key, ino_range, suffix_number
 from snapfs.format.nodes import Branch, Leaf, decode_node
 from snapfs.rescue import donors
+from snapfs.rescue.links import DIRECTORY, Links
 from snapfs.rescue.presence import Presence
 from snapfs.rescue.reader import Place, Reader
 from snapfs.rescue.recover_values import Depth, Lost, Mend, Survey, SurveySpec, Use
 
 Progress = Callable[[int, int], None]
-DIRECTORY = stat.S_IFDIR >> 12
 KEY_END = ino_range(limits.INO_MAX)[1]
-
-
-@dataclass(slots=True)
-class _Links:
-    """The links of a whole tree, for one that has lost nodes."""
-
-    inodes: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)  # type, nlink, size, parent
-    entries: list[tuple[int, int, bytes, int]] = field(default_factory=list)  # directory, child, name, type
-    items_of: set[int] = field(default_factory=set)
-    orphans: set[int] = field(default_factory=set)
 
 
 def survey(spec: SurveySpec, progress: Progress = lambda done, known: None) -> Survey:
@@ -162,26 +149,13 @@ class _Survey:
         return {ino: _path(ino, above) for ino in inos}
 
     def _mend(self) -> Mend:
-        links = _Links()
-
-        def see(leaf: Leaf) -> None:
-            for key, value in zip(leaf.keys, leaf.values, strict=True):
-                ino = int.from_bytes(key[:8], 'big')
-                if key[8] == INODE:
-                    links.inodes[ino] = (
-                        value[INODE_MODE] >> 12, value[INODE_NLINK], value[INODE_SIZE], value[INODE_PARENT],
-                    )  # fmt: skip
-                elif key[8] == DIRENT:
-                    links.entries += [(ino, child, name, child_type) for name, child, child_type in value]
-                    links.items_of.add(ino)
-                elif key[8] == ORPHAN:
-                    links.orphans.add(suffix_number(key))
-                else:
-                    links.items_of.add(ino)
-
-        for _ in self._leaves(see):
-            pass
-        return _mended(links)
+        links = Links()
+        try:
+            for _ in self._leaves(links.see):
+                pass
+            return links.mend()
+        finally:
+            links.close()
 
 
 def _path(ino: int, above: dict[int, tuple[int, bytes]]) -> str:
@@ -196,37 +170,6 @@ def _path(ino: int, above: dict[int, tuple[int, bytes]]) -> str:
         ino = found[0]
         parts.append(found[1].decode('utf-8', 'surrogateescape'))
     return '/' + '/'.join(reversed(parts))
-
-
-def _mended(links: _Links) -> Mend:
-    """Decide what becomes of what the lost nodes have left behind. Whatever has an inode is kept: under its
-    name, or, when that is lost, as found."""
-    inodes = links.inodes
-    gone = sorted({ino for ino in links.items_of if ino not in inodes and ino != limits.INO_ORPHANS})
-    dead = set(gone)
-    entries = [one for one in links.entries if one[1] not in inodes or one[0] not in inodes]
-    kept = [one for one in links.entries if one[1] in inodes and one[0] in inodes and one[0] not in dead]
-    names: Counter[int] = Counter(child for _, child, _, _ in kept)
-    found = [ino for ino in inodes if ino != limits.INO_ROOT and not names[ino] and ino not in links.orphans]
-    size: Counter[int] = Counter(at for at, _, _, _ in kept)
-    below: Counter[int] = Counter(at for at, _, _, kind in kept if kind == DIRECTORY)
-    link_counts, sizes = [], []
-    for ino, (kind, nlink, old_size, _) in inodes.items():
-        if ino in links.orphans:
-            continue
-        # What no name leads to gets one below lost+found.
-        right = 2 + below[ino] if kind == DIRECTORY else max(1, names[ino])
-        if nlink != right:
-            link_counts.append((ino, right))
-        if kind == DIRECTORY and old_size != size[ino]:
-            sizes.append((ino, size[ino]))
-    return Mend(
-        tuple(gone),
-        tuple((at, name.hex()) for at, _, name, _ in entries if at in inodes),
-        tuple(link_counts),
-        tuple(sizes),
-        tuple((ino, inodes[ino][0]) for ino in sorted(found)),
-    )
 
 
 def _text(error: Exception) -> str:
