@@ -198,6 +198,7 @@ EXPORT_LINE_BYTES_MAX = 64 * MIB  # a line that is read: a file with very many a
 EXPORT_NODES_CACHED = 256  # decoded, by one export
 RECHECK_WRONG_MAX = 10_000  # chunks that one recheck tells of
 RECOVER_LOST_MAX = 200_000  # lost chunks of one snapshot that a survey tells of
+SURVEY_SLICE = 50_000  # references to data that a survey looks at together: about 30 MiB
 RECOVER_SLICE = 256  # lost chunks brought back by one transaction
 BACKUP_SECONDS = 60  # between two looks whether the catalog needs a new backup
 BACKUP_NAMES_SECONDS = 1.0  # between two looks whether names of volumes or snapshots have changed

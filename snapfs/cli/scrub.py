@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from snapfs.cli import output
+from snapfs.cli.recover import say_put_back
 from snapfs.errors import Invalid
 
 MIB = 1 << 20
@@ -25,9 +26,10 @@ EXIT_DAMAGED = 4
 def scrub_command(part: str, rate: int, again: bool, status: bool) -> int:
     """Read and verify every stored byte, mounted or not, in a process that stands back behind all others.
 
-    One that was interrupted goes on where it stopped. What is found lost is told by `snapfs damage`; the
-    collector then stops until somebody has looked. The exit code is 0 when all is whole, 4 otherwise. A
-    daemon does the same by itself: see `snapfs config` for scrub and scrub-rate.
+    One that was interrupted goes on where it stopped. Nodes that are lost come back from their second copies
+    (STORE/mirror). What is lost beyond that is told by `snapfs damage`. After either the collector stops
+    until somebody has looked. The exit code is 0 when all is whole (by now), 4 otherwise. A daemon does the
+    same by itself: see `snapfs config` for scrub and scrub-rate.
     """
     if status:
         output.show(output.call('scrub.status'), _render_status)
@@ -54,6 +56,9 @@ def _render(found: Any) -> None:
     if found['skipped']:
         share = 100 * found['skipped'] // (found['skipped'] + found['slots'])
         output.say(f'{share} % were verified within the last 12 hours and not read again (--again reads all)')
+    if any(found['put_back'].values()):
+        say_put_back(found['put_back'])
+        output.say('The disk has lost something: look at it. Whether the collector stopped: snapfs status.')
     if found['bad']:
         output.say('The collector has stopped. Which files: snapfs damage. Next: snapfs recover.')
 

@@ -64,6 +64,9 @@ JOBS = {
     'wholeness': Job(
         'snapfs.rescue.wholeness', 'wholeness', 'snapfs.rescue.recover_values', 'WholeSpec', 'Whole'
     ),
+    'copies': Job(
+        'snapfs.rescue.copies', 'look_at_copies', 'snapfs.rescue.recover_values', 'CopiesSpec', 'Copies'
+    ),
     'why': Job('snapfs.collect.why', 'why', 'snapfs.collect.why_values', 'WhySpec', 'Why'),
     'proof': Job('snapfs.collect.proof', 'prove', 'snapfs.collect.proof_values', 'ProofSpec', 'Proof'),
 }

@@ -3,11 +3,13 @@
 First records: those that quarantine and `freed` name, second copies of nodes, and any other copy in any
 pack, known to the catalog or not. Then files of the host: a whole small file, a piece where the store's
 cutter would cut (FastCDC with the parameters of the superblock), or just the bytes at the place where the
-lost chunk was. Symbolic links are not followed, only regular files are read, and none of another filesystem
-than their directory's. What is offered is verified again by whoever takes it."""
+lost chunk was. Holes of sparse files are passed over. Symbolic links are not followed, only regular files are
+read, and none of another filesystem than their directory's. What is offered is verified again by whoever
+takes it."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,6 +143,7 @@ class _Files:
             max_size=chunker.maximum,
             normalized_chunking=cast(Literal[0, 1, 2, 3], chunker.normalization),
         )
+        self._zeros = len(next(iter(self._cdc.cut_buf(bytes(2 * chunker.maximum)))).data)  # as zeros are cut
         self._offers = offers
         self._places: dict[str, set[tuple[int, int]]] = {}  # by file name: (first byte, byte behind the last)
         for one in wanted.values():
@@ -159,19 +162,53 @@ class _Files:
             for start, end in self._places.get(path.name, ()):
                 if end <= size:
                     self._try(path, start, os.pread(fd, end - start, start))
-            for start in range(0, size, REGION_BYTES):
-                region = os.pread(fd, min(REGION_BYTES, size - start), start)
-                if len(region) <= self._whole:
-                    self._try(path, start, region)
-                    continue
-                at = start
-                for chunk in self._cdc.cut_buf(memoryview(region)):
-                    self._try(path, at, chunk.data)
-                    at += len(chunk.data)
+            at = 0
+            while at < size and (at := self._behind_hole(fd, at, size)) < size:
+                at = self._region(path, fd, at, size)
         except OSError:
             return
         finally:
             os.close(fd)
+
+    def _behind_hole(self, fd: int, at: int, size: int) -> int:
+        """Return where cutting goes on: behind those chunks of a hole that begins at `at` which have nothing
+        but it in them. So what follows is cut as if the hole had been."""
+        try:
+            data = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return at  # the system cannot tell
+            data = size  # nothing but a hole up to the end
+        return at + (data - at) // self._zeros * self._zeros if data < size else size
+
+    def _hole(self, fd: int, at: int, end: int) -> int:
+        """Return where the first hole from `at` on begins that has chunks to pass over; `end` for none."""
+        try:
+            while at < end:
+                at = hole = os.lseek(fd, at, os.SEEK_HOLE)
+                at = os.lseek(fd, at, os.SEEK_DATA)
+                if at - hole >= 2 * self._zeros:
+                    return min(hole, end)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return min(at, end)  # a hole up to the end of the file
+        return end
+
+    def _region(self, path: Path, fd: int, start: int, size: int) -> int:
+        """Look into a part of a file, up to a hole that can be passed over; return where the next begins."""
+        hole = self._hole(fd, start, min(start + REGION_BYTES, size))
+        # A chunk that begins in front of the hole ends in it.
+        region = os.pread(fd, min(REGION_BYTES, hole + self._zeros - start, size - start), start)
+        if len(region) <= self._whole and start + len(region) >= size:
+            self._try(path, start, region)
+            return size
+        at = start
+        for chunk in self._cdc.cut_buf(memoryview(region)):
+            self._try(path, at, chunk.data)
+            at += len(chunk.data)
+            if at >= hole:
+                break
+        return at if at > start else size  # it has become shorter meanwhile
 
     def _try(self, path: Path, offset: int, data: bytes | memoryview) -> None:
         id = data_id(data)

@@ -4,19 +4,28 @@ so that the daemon, which only asks, need not load it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
+
+
+class Depth(IntEnum):
+    """How closely to look at data: presence.py says what each of them shows."""
+
+    KNOWN = 0
+    PRESENT = 1
+    READ = 2
 
 
 @dataclass(frozen=True, slots=True)
 class SurveySpec:
-    """Which tree to look through. `root`: its top, None for an empty tree. `verify`: read all its chunks,
-    too; else lost is what is known or seen to be. `donors`: directories with files that may have the same
+    """Which tree to look through. `root`: its top, None for an empty tree. `depth`: how closely to look
+    at its data (a Depth). `donors`: directories with files that may have the same
     bytes."""
 
     store: Path
     uuid: bytes
     root: bytes | None
-    verify: bool
+    depth: int
     donors: tuple[Path, ...]
 
 
@@ -72,13 +81,15 @@ class Mend:
 @dataclass(frozen=True, slots=True)
 class Survey:
     """The result: what is lost, and the mend for a tree without its lost nodes. Counts of what was looked at:
-    `nodes` that were read, `references` that were looked up, `bytes` of data that were read."""
+    `nodes` that were read, `references` that were looked up, `bytes` of data that were read and hashed, and
+    chunks of data that are there, `unhashed`."""
 
     lost: tuple[Lost, ...]
     mend: Mend
     nodes: int
     references: int
     bytes: int
+    unhashed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +107,31 @@ class Whole:
 
     whole: tuple[bool, ...]
     nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesSpec:
+    """Whether the mirror has what packs of nodes have lost. `every_node`: read them all to see; else only
+    packs that are seen to be damaged. `writing`: packs that the store is writing to, which nobody makes
+    again."""
+
+    store: Path
+    uuid: bytes
+    every_node: bool
+    writing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackCopy:
+    """A pack that can be made again from its copy."""
+
+    pack: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Packs that can be made again, and nodes of others that their copies have."""
+
+    packs: tuple[PackCopy, ...]
+    nodes: tuple[Lost, ...]

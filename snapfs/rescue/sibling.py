@@ -20,7 +20,17 @@ from typing import Any
 from snapfs import limits
 from snapfs.errors import Corrupt
 from snapfs.format.ids import chunk_id, data_id
-from snapfs.format.items import INODE_ALLOCATED, INODE_MTIME, INODE_NLINK, INODE_PARENT, INODE_SIZE, Value
+from snapfs.format.items import (
+    INODE_ALLOCATED,
+    INODE_GID,
+    INODE_MODE,
+    INODE_MTIME,
+    INODE_NLINK,
+    INODE_PARENT,
+    INODE_SIZE,
+    INODE_UID,
+    Value,
+)
 from snapfs.format.keys import dirent_key, extent_key, ino_range, inode_key, name_hash, xattr_key
 from snapfs.format.nodes import Branch, decode_node
 from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
@@ -253,8 +263,27 @@ class Sibling:
         self._store.chunks.put_batch(RecordKind.DATA, pieces)
         for number, piece in enumerate(pieces):
             self._changes[extent_key(ino, number * PIECE)] = (len(piece), data_id(piece))
-        mode = stat.S_IFREG | 0o600
-        fields = (mode, 0, 0, 0, len(data), len(data), 1, 1, 0, now, now, now, now, 0, b'')
+        top = self._get(inode_key(limits.INO_ROOT))
+        assert top is not None
+        # It is for whom the data belongs to, and names files that not everybody may know of.
+        mode = stat.S_IFREG | 0o600 | top[INODE_MODE] & 0o040
+        fields = (
+            mode,
+            top[INODE_UID],
+            top[INODE_GID],
+            0,
+            len(data),
+            len(data),
+            1,
+            1,
+            0,
+            now,
+            now,
+            now,
+            now,
+            0,
+            b'',
+        )
         self._changes[inode_key(ino)] = fields
         name = self._free(limits.INO_ROOT, REPORT.encode())
         self._add_entry(limits.INO_ROOT, name, ino, stat.S_IFREG >> 12)

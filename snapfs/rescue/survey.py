@@ -2,41 +2,27 @@
 (collect/worker.py).
 
 The tree is walked level by level. A lost node is noted with the keys that it had, and the walk goes on
-beside it. Of data, only whether it is there is asked: in the index, in a pack that is long enough, not
-known to be lost; with
-`verify` it is read as well. So a survey costs what the metadata costs, and memory follows what is lost, but
-for a tree that has lost nodes: then the links of the whole tree are held, about 200 bytes for each file."""
+beside it. Data is looked at as deep as was asked (presence.py), a slice of leaves at a time. Memory follows
+what is lost, but for the names of directories, of which paths are made: what becomes of a tree that has lost
+nodes is decided in tables on the disk (links.py)."""
 
 from __future__ import annotations
 
-import stat
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Unavailable
-from snapfs.format.items import INODE_MODE, INODE_NLINK, INODE_PARENT, INODE_SIZE
-from snapfs.format.keys import DIRENT, EXTENT, INODE, ORPHAN, XATTR, decode_key, ino_range, suffix_number
+from snapfs.format.keys import DIRENT, EXTENT, XATTR, decode_key, ino_range, suffix_number
 from snapfs.format.nodes import Branch, Leaf, decode_node
-from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from snapfs.rescue import donors
+from snapfs.rescue.links import DIRECTORY, Links
+from snapfs.rescue.presence import Presence
 from snapfs.rescue.reader import Place, Reader
-from snapfs.rescue.recover_values import Lost, Mend, Survey, SurveySpec, Use
+from snapfs.rescue.recover_values import Depth, Lost, Mend, Survey, SurveySpec, Use
 
 Progress = Callable[[int, int], None]
-DIRECTORY = stat.S_IFDIR >> 12
 KEY_END = ino_range(limits.INO_MAX)[1]
-
-
-@dataclass(slots=True)
-class _Links:
-    """The links of a whole tree, for one that has lost nodes."""
-
-    inodes: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)  # type, nlink, size, parent
-    entries: list[tuple[int, int, bytes, int]] = field(default_factory=list)  # directory, child, name, type
-    items_of: set[int] = field(default_factory=set)
-    orphans: set[int] = field(default_factory=set)
 
 
 def survey(spec: SurveySpec, progress: Progress = lambda done, known: None) -> Survey:
@@ -52,53 +38,14 @@ def survey(spec: SurveySpec, progress: Progress = lambda done, known: None) -> S
         reader.close()
 
 
-class Presence:
-    """Whether chunks are there: in the index, in a pack that is long enough, not known to be lost; `verify`:
-    and read to see."""
-
-    def __init__(self, reader: Reader, verify: bool = False) -> None:
-        self._reader = reader
-        self._verify = verify
-        self._known = {id for (id,) in reader.query('SELECT id FROM damage')}
-        self._ends = reader.pack_ends()
-        self.bytes = 0  # of data that were read
-
-    def plain(self, id: bytes, place: Place | None) -> bytes:
-        """Return the bytes of a chunk that is at this place. Corrupt, OSError."""
-        if place is None:
-            raise Corrupt('it is not in the index')
-        data = memoryview(self._reader.read(place.pack, HEADER_BYTES + place.stored, place.offset))
-        header = decode_header(data)
-        if header.id != id:
-            raise Corrupt(f'another record stands there: {header.id.hex()}')
-        return decode_payload(header, data[HEADER_BYTES : HEADER_BYTES + header.stored_length])
-
-    def why(self, id: bytes, place: Place | None) -> str:
-        """Say why a chunk of data is lost; nothing when it is there."""
-        if place is None:
-            return 'it is not in the index'
-        if id in self._known and not self._readable(id, place):
-            return 'it was found missing or wrong'
-        if place.offset + HEADER_BYTES + place.stored > self._ends.get(place.pack, 0):
-            return f'{self._reader.name_of(place.pack)} is missing or too short'
-        if self._verify and not self._readable(id, place):
-            return 'its bytes are wrong'
-        return ''
-
-    def _readable(self, id: bytes, place: Place) -> bool:
-        try:
-            self.bytes += len(self.plain(id, place))
-            return True
-        except (Corrupt, OSError):
-            return False
-
-
 class _Survey:
     def __init__(self, reader: Reader, spec: SurveySpec, progress: Progress) -> None:
         self._reader = reader
         self._spec = spec
         self._progress = progress
-        self._presence = Presence(reader, spec.verify)
+        self._presence = Presence(reader, Depth(spec.depth))
+        self._waiting: list[Leaf] = []
+        self._waiting_ids = 0
         self._lost: dict[bytes, Lost] = {}
         self._uses: dict[bytes, list[Use]] = {}
         self._nodes = self._references = 0
@@ -106,6 +53,7 @@ class _Survey:
     def run(self) -> Survey:
         for _ in self._leaves(self._on_leaf):
             pass
+        self._look()
         broken = [one for one in self._lost.values() if one.kind == 2]
         mend = self._mend() if broken else Mend()
         paths = self._paths({use.ino for uses in self._uses.values() for use in uses})
@@ -113,7 +61,8 @@ class _Survey:
         for id, one in self._lost.items():
             uses = [replace(use, path=paths[use.ino]) for use in self._uses.get(id, ())]
             lost.append(replace(one, uses=tuple(uses)))
-        return Survey(tuple(lost), mend, self._nodes, self._references, self._presence.bytes)
+        seen = self._presence
+        return Survey(tuple(lost), mend, self._nodes, self._references, seen.bytes, seen.unhashed)
 
     # --- walking -----------------------------------------------------------------------------------------
     def _leaves(self, see: Callable[[Leaf], None]) -> Iterator[None]:
@@ -152,16 +101,22 @@ class _Survey:
 
     # --- data --------------------------------------------------------------------------------------------
     def _on_leaf(self, leaf: Leaf) -> None:
-        ids = leaf.ref_ids()
-        self._references += len(ids)
+        self._waiting.append(leaf)
+        self._waiting_ids += len(leaf.ref_ids())
+        if self._waiting_ids >= limits.SURVEY_SLICE:
+            self._look()
+
+    def _look(self) -> None:
+        """Look at the data of the leaves that wait, and note who uses what is lost."""
+        leaves, self._waiting, self._waiting_ids = self._waiting, [], 0
+        ids = {id for leaf in leaves for id in leaf.ref_ids()}
+        self._references += sum(len(leaf.ref_ids()) for leaf in leaves)
         places = self._reader.places_of_many(ids)
-        bad: dict[bytes, str] = {}
-        for id in ids:
-            why = self._presence.why(id, places.get(id))
-            if why:
-                bad[id] = why
-        if not bad:
-            return
+        bad = self._presence.lost({id: places.get(id) for id in ids})
+        for leaf in leaves if bad else ():
+            self._note_uses(leaf, bad)
+
+    def _note_uses(self, leaf: Leaf, bad: dict[bytes, str]) -> None:
         for index, key in enumerate(leaf.keys):
             if key[8] not in (EXTENT, XATTR):
                 continue
@@ -194,26 +149,13 @@ class _Survey:
         return {ino: _path(ino, above) for ino in inos}
 
     def _mend(self) -> Mend:
-        links = _Links()
-
-        def see(leaf: Leaf) -> None:
-            for key, value in zip(leaf.keys, leaf.values, strict=True):
-                ino = int.from_bytes(key[:8], 'big')
-                if key[8] == INODE:
-                    links.inodes[ino] = (
-                        value[INODE_MODE] >> 12, value[INODE_NLINK], value[INODE_SIZE], value[INODE_PARENT],
-                    )  # fmt: skip
-                elif key[8] == DIRENT:
-                    links.entries += [(ino, child, name, child_type) for name, child, child_type in value]
-                    links.items_of.add(ino)
-                elif key[8] == ORPHAN:
-                    links.orphans.add(suffix_number(key))
-                else:
-                    links.items_of.add(ino)
-
-        for _ in self._leaves(see):
-            pass
-        return _mended(links)
+        links = Links()
+        try:
+            for _ in self._leaves(links.see):
+                pass
+            return links.mend()
+        finally:
+            links.close()
 
 
 def _path(ino: int, above: dict[int, tuple[int, bytes]]) -> str:
@@ -228,37 +170,6 @@ def _path(ino: int, above: dict[int, tuple[int, bytes]]) -> str:
         ino = found[0]
         parts.append(found[1].decode('utf-8', 'surrogateescape'))
     return '/' + '/'.join(reversed(parts))
-
-
-def _mended(links: _Links) -> Mend:
-    """Decide what becomes of what the lost nodes have left behind. Whatever has an inode is kept: under its
-    name, or, when that is lost, as found."""
-    inodes = links.inodes
-    gone = sorted({ino for ino in links.items_of if ino not in inodes and ino != limits.INO_ORPHANS})
-    dead = set(gone)
-    entries = [one for one in links.entries if one[1] not in inodes or one[0] not in inodes]
-    kept = [one for one in links.entries if one[1] in inodes and one[0] in inodes and one[0] not in dead]
-    names: Counter[int] = Counter(child for _, child, _, _ in kept)
-    found = [ino for ino in inodes if ino != limits.INO_ROOT and not names[ino] and ino not in links.orphans]
-    size: Counter[int] = Counter(at for at, _, _, _ in kept)
-    below: Counter[int] = Counter(at for at, _, _, kind in kept if kind == DIRECTORY)
-    link_counts, sizes = [], []
-    for ino, (kind, nlink, old_size, _) in inodes.items():
-        if ino in links.orphans:
-            continue
-        # What no name leads to gets one below lost+found.
-        right = 2 + below[ino] if kind == DIRECTORY else max(1, names[ino])
-        if nlink != right:
-            link_counts.append((ino, right))
-        if kind == DIRECTORY and old_size != size[ino]:
-            sizes.append((ino, size[ino]))
-    return Mend(
-        tuple(gone),
-        tuple((at, name.hex()) for at, _, name, _ in entries if at in inodes),
-        tuple(link_counts),
-        tuple(sizes),
-        tuple((ino, inodes[ino][0]) for ino in sorted(found)),
-    )
 
 
 def _text(error: Exception) -> str:

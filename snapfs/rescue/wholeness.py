@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from snapfs.errors import Corrupt
 from snapfs.format.nodes import Branch, decode_node
+from snapfs.rescue.presence import Presence
 from snapfs.rescue.reader import Place, Reader
 from snapfs.rescue.recover_values import Whole, WholeSpec
-from snapfs.rescue.survey import Presence
 
 Progress = Callable[[int, int], None]
 TELL_NODES = 256

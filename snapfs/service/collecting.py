@@ -1,4 +1,4 @@
-"""L6 collecting: drives the collector of an open store: when, where, and what to tell. Event loop only.
+"""L6 collecting: drives the collector of an open store: when, where, what to tell. Event loop only.
 
 One batch moves at a time, under `_lock`. The recounts and the proof run in worker processes; rows move in
 threads, slice by slice, with a pause as long as the slice after each, for the mount's users. An undelete
@@ -24,6 +24,7 @@ from snapfs.collect.states import FREED, QUARANTINED, RESTING, BatchRow, batch, 
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
 from snapfs.service.logged import logged
 from snapfs.service.moves import Move, Waiting, held
+from snapfs.service.sockets import Asker
 from snapfs.store.horizon import PutRecord
 from snapfs.store.lock import without_verifiers
 from snapfs.store.rows import RequestRow
@@ -36,7 +37,6 @@ __all__ = ['Collecting', 'Move', 'Waiting']
 
 log = logging.getLogger('snapfs.collect')
 T = TypeVar('T')
-
 Runner = Callable[[Any, Callable[[int, int], None]], Awaitable[Any]]
 
 
@@ -441,15 +441,15 @@ class Collecting:
             raise Invalid('nothing was named')
         return cast(Recount, await self.look(mode, lambda: self.collector.what_if(deleted, mode)))
 
-    async def look(self, what: str, make: Callable[[], Any]) -> Any:
-        """Run a job that changes nothing, about the state of now, while no batch moves; `make` returns its
-        specification. Alarm when it saw that a recount was wrong: to ask is to look."""
+    async def look(self, what: str, make: Callable[[], Any], asker: Asker | None = None) -> Any:
+        """Run a job that changes nothing, while no batch moves and `asker` is there; `make` specifies it as
+        of now. Alarm when it saw that a recount was wrong: to ask is to look."""
         async with held(self._lock):
             if self.engine.store.latched is None:
                 await self._plant()
                 await self.engine.commit()
             spec, result = await self._thread(make), None
-            with self._moving(what, frozenset()) as move:
+            with self._moving(what, frozenset()) as move, (asker or Asker()).ends(move.scope.cancel):
                 result = await self._run(spec, move)
             if result is None:
                 raise Unavailable('it was interrupted')
@@ -465,7 +465,7 @@ class Collecting:
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
         """No batch moves inside, and no plan that waits outlives it: there may be a root it knew not of."""
-        async with self._lock:
+        async with held(self._lock):
             self.end_plans(None)
             yield
 

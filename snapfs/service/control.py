@@ -135,7 +135,11 @@ class ControlServer:
                 await self._closed.wait()
                 await stream.send_all(wire.encode_result({'clean': self._clean}))
                 return
-            await stream.send_all(await self._answer(request, peer))
+            async with trio.open_nursery() as beside:
+                beside.start_soon(_watch_leaving, stream, peer)
+                answer = await self._answer(request, peer)
+                beside.cancel_scope.cancel()
+            await stream.send_all(answer)
 
     async def _answer(self, request: wire.Request, peer: sockets.Peer) -> bytes:
         if request.command == 'hello':
@@ -185,3 +189,11 @@ class ControlServer:
             buffered[:] = rest
             return line
         return None
+
+
+async def _watch_leaving(stream: trio.SocketStream, peer: sockets.Peer) -> None:
+    """Tell when a client hangs up while he is being served. Not when he has said something more meanwhile:
+    it stays unread, and we would be woken for ever."""
+    await trio.lowlevel.wait_readable(stream.socket)
+    if sockets.has_hung_up(stream.socket):  # type: ignore[arg-type]
+        peer.asker.leave()

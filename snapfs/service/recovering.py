@@ -1,5 +1,7 @@
 """L6 recovering: a damaged snapshot becomes whole again, or gets a sibling that is. Event loop only.
 
+Nodes that the mirror has are put back first, whoever they belong to (putting_back.py).
+
 Survey, plan, execution. The survey runs in a process of its own, while the collector stands still; what it
 found is the plan, and the execution decides nothing. Donors first: what they have goes back to everybody
 who shares it. A lost node hides what is below, so a survey follows each healing until nothing more comes
@@ -20,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from snapfs import limits
-from snapfs.errors import Latched, Refused, Unavailable
+from snapfs.errors import Invalid, Latched, Refused, Unavailable
 from snapfs.rescue import sibling
 from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
-from snapfs.rescue.recover_values import Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
+from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
 from snapfs.service.collecting import Collecting
 from snapfs.service.mounts import read_mounts
+from snapfs.service.putting_back import PutBack, PuttingBack
 from snapfs.service.runtime import find_entry
+from snapfs.service.sockets import Asker
 from snapfs.store import damage
 from snapfs.store.catalog import take_number
 from snapfs.store.registry import check_name
@@ -46,7 +50,8 @@ MARKED = (
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What somebody wants recovered: `name` of the sibling (None: NAME-recovered), directories with donors,
-    whether to read all data first, and whether only to say what would be done."""
+    whether to read all data first, and whether only to say what would be done. `known_only`: do not even look
+    whether the records of its data are there."""
 
     volume: str
     snapshot: str
@@ -55,6 +60,14 @@ class Wish:
     verify: bool
     dry_run: bool
     who: str
+    known_only: bool = False
+
+    @property
+    def depth(self) -> Depth:
+        """How closely to look at data."""
+        if self.known_only:
+            return Depth.KNOWN
+        return Depth.READ if self.verify else Depth.PRESENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +82,12 @@ class Healed:
 class Recovering:
     """Recovers snapshots of one store."""
 
-    def __init__(self, collecting: Collecting) -> None:
+    def __init__(self, collecting: Collecting, asker: Asker | None = None) -> None:
+        """`asker`: when he leaves, looking ends, and so does the recovery that waits for it."""
         self._collecting = collecting
+        self._asker = asker
+        self._putting_back = PuttingBack(collecting, asker)
+        self._put_back = PutBack()
         self._engine = collecting.engine
         self._world = collecting.world
 
@@ -80,6 +97,9 @@ class Recovering:
         store = self._engine.store
         row = self._engine.snapshot_find(wish.volume, wish.snapshot)
         await self._refuse(wish)
+        # First, and of everybody's nodes: what comes back whole is not given up.
+        every_node = wish.verify or bool(store.chunks.mirrored)
+        self._put_back = await self._putting_back.run(every_node, wish.dry_run)
         kept = await self._world.run_in_thread(kept_rows, store.disk, store.path, store.superblock.uuid, row)
         if not kept:
             return await self._recover(row, wish, None)
@@ -94,12 +114,12 @@ class Recovering:
     async def _recover(self, row: SnapshotRow, wish: Wish, source: Object | None) -> Object:
         """Recover the tree that the catalog has for a snapshot."""
         healed = await self._heal(row, wish)
-        told = {**_told(wish, healed), 'source': source, 'sibling': None}
+        told = {**self._told(row, wish, healed), 'source': source, 'sibling': None}
         if wish.dry_run:
             return told
         if not healed.rest.lost:
             self._whole_again(row.number)
-        if healed.donors:
+        if healed.donors or self._put_back:
             await self._others_whole()
         if healed.rest.lost:
             await self._note_lost(row, told['snapshot'], healed.rest)
@@ -115,9 +135,9 @@ class Recovering:
             return None
         if not top and not await self._world.run_in_thread(proves_itself, self._engine.store, kept.row):
             return None
-        told = {**_told(wish, healed), 'source': _source(row, kept, None), 'sibling': None}
+        told = {**self._told(kept.row, wish, healed), 'source': _source(row, kept, None), 'sibling': None}
         if not wish.dry_run:
-            if healed.donors:
+            if healed.donors or self._put_back:
                 await self._others_whole()
             if healed.rest.lost:
                 await self._note_lost(row, told['snapshot'], healed.rest)
@@ -128,6 +148,12 @@ class Recovering:
         """Survey a tree, and bring back what donors have, until nothing more comes back. A dry run only
         looks."""
         first = found = await self._survey(row, wish)
+        if not wish.dry_run and any(one.kind == 2 for one in found.lost):
+            # Where one node is lost, others are that nobody has looked at yet.
+            more_back = await self._putting_back.run(every_node=True)
+            if more_back:
+                self._put_back = self._put_back.and_also(more_back)
+                first = found = await self._survey(row, wish)
         donors: dict[bytes, Donor] = {}
         if wish.dry_run:
             return Healed(first, first, donors)
@@ -152,6 +178,8 @@ class Recovering:
     async def _refuse(self, wish: Wish) -> None:
         """Refuse where a recovery could make things worse."""
         store = self._engine.store
+        if wish.verify and wish.known_only:
+            raise Invalid('to read all data and to look at none exclude each other: verify, known-only')
         if store.latched is not None and not wish.dry_run:
             raise Latched(
                 f'the store is read-only, and a recovery writes: {store.latched}',
@@ -173,9 +201,23 @@ class Recovering:
 
     async def _survey(self, row: SnapshotRow, wish: Wish) -> Survey:
         store = self._engine.store
-        spec = SurveySpec(store.path, store.superblock.uuid, row.root, wish.verify, wish.donors)
-        found: Survey = await self._collecting.look('survey', lambda: spec)
+        spec = SurveySpec(store.path, store.superblock.uuid, row.root, int(wish.depth), wish.donors)
+        found: Survey = await self._collecting.look('survey', lambda: spec, self._asker)
         return found
+
+    def _told(self, row: SnapshotRow, wish: Wish, healed: Healed) -> Object:
+        """Say what was found, as DAMAGE.json has it."""
+        return {
+            'snapshot': f'{wish.volume}@{wish.snapshot}',
+            'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
+            'put_back': {'packs': self._put_back.packs, 'nodes': len(self._put_back.nodes)},
+            'nodes_read': healed.first.nodes,
+            'references': healed.first.references,
+            'looked': wish.depth.name.lower(),
+            'unhashed': healed.rest.unhashed,
+            'verified_percent': self._engine.coverage().of(row.epoch).percent,
+            'dry_run': wish.dry_run,
+        }
 
     def _free_name(self, row: SnapshotRow, snapshot: str) -> str:
         taken, ending, count = self._engine.snapshots_of(row.volume), '-recovered', 1
@@ -252,17 +294,6 @@ class Recovering:
                 (number, row.volume, name.encode('utf-8', 'surrogateescape'), root.id, root.items, root.refs,
                  next_ino, store.catalog.epoch, self._world.time_ns(), who),
             )  # fmt: skip
-
-
-def _told(wish: Wish, healed: Healed) -> Object:
-    """Say what was found, as DAMAGE.json has it."""
-    return {
-        'snapshot': f'{wish.volume}@{wish.snapshot}',
-        'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
-        'nodes_read': healed.first.nodes,
-        'references': healed.first.references,
-        'dry_run': wish.dry_run,
-    }
 
 
 def _source(row: SnapshotRow, kept: KeptRow, refused: str | None) -> Object:

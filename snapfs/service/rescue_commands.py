@@ -36,7 +36,7 @@ async def scrub_status(call: Call) -> JSON:
 @command('recover')
 async def recover(
     call: Call, snapshot: str, donors: list[str], name: str | None = None,
-    verify: bool = False, dry_run: bool = False,
+    verify: bool = False, dry_run: bool = False, known_only: bool = False,
 ) -> JSON:  # fmt: skip
     """Bring back what a snapshot has lost, or make a sibling without it."""
     from snapfs.service.recovering import Recovering, Wish
@@ -45,5 +45,5 @@ async def recover(
     paths = tuple(Path(text) for text in donors)
     if not all(path.is_absolute() for path in paths):
         raise Invalid('directories of donors are named with their whole path')
-    wish = Wish(volume, row.name, name, paths, verify, dry_run, call.peer.name)
-    return await Recovering(call.collecting).run(wish)
+    wish = Wish(volume, row.name, name, paths, verify, dry_run, call.peer.name, known_only)
+    return await Recovering(call.collecting, call.peer.asker).run(wish)

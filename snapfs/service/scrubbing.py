@@ -10,7 +10,9 @@ until a person has looked: somebody who deletes should know first what is whole.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ from snapfs.collect.incidents import Alarm
 from snapfs.errors import Latched, SnapfsError
 from snapfs.rescue.scrub_values import SLOTS, Scrubbed, ScrubSpec
 from snapfs.service.collecting import Collecting
+from snapfs.service.putting_back import PutBack, PuttingBack
 from snapfs.store import damage
 
 log = logging.getLogger('snapfs.scrub')
@@ -62,10 +65,15 @@ class Scrubbing:
             'bad': 0,
             'catalog': problem,
             'due_ns': self._oldest(fresh) + limits.SCRUB_FRESH_NS if fresh else None,
+            'put_back': {'packs': 0, 'nodes': 0},
         }
+        # Nodes are about a hundredth of all that is read. Whoever was told by fsck that this puts them back
+        # must not find that they were verified a moment ago.
+        back = await self._put_back(every_node=len(wanted) == SLOTS)
         while todo:
             take = self._pass_slots(len(todo))
-            found = await self._pass(todo[:take], rate)
+            found, more = await self._pass(todo[:take], rate)
+            back = back.and_also(more)
             todo = todo[take:]
             report['slots'] += len(found.slots)
             report['bad'] += found.bad_count
@@ -73,6 +81,7 @@ class Scrubbing:
             report['bytes'] += sum(one.bytes for one in found.slots)
             if told is not None:
                 told(report['slots'])
+        report['put_back'] = {'packs': back.packs, 'nodes': len(back.nodes)}
         return report
 
     async def schedule(self) -> None:
@@ -152,20 +161,52 @@ class Scrubbing:
         by_bytes = SLOTS * limits.SCRUB_BYTES_PASS // max(stored, 1)
         return int(max(1, min(most, by_rows, by_bytes)))
 
-    async def _pass(self, slots: list[int], rate: int) -> Scrubbed:
+    async def _pass(self, slots: list[int], rate: int) -> tuple[Scrubbed, PutBack]:
+        """Read some slots; return what is bad in the end, and what came back of what was."""
         store = self._engine.store
         spec = ScrubSpec(store.path, store.superblock.uuid, tuple(slots), rate)
         found: Scrubbed = await self._collecting.look('scrub', lambda: spec)
+        back = PutBack()
         if found.bad_count:
             # Here and now, before anything else gets a turn: a collection that begins sees that all is not
             # well.
             self._engine.core.report_damage(f'a scrub found {found.bad_count} damaged chunks', 0)
             store.chunks.unreadable.update(one.id for one in found.bad)
             await self._world.run_in_thread(self._record_damage, found)
-            await self._damaged(found)
+            if await self._world.run_in_thread(self._has_nodes, found):
+                back = await self._put_back(every_node=True)
+                found = self._still_bad(found)
+            if found.bad_count:
+                await self._damaged(found)
+            else:
+                self._engine.core.forget_damage(0)
         # Last: what was not told to the end is not verified, and is read again.
         await self._world.run_in_thread(self._record, found)
-        return found
+        return found, back
+
+    def _has_nodes(self, found: Scrubbed) -> bool:
+        """Say whether any of what is bad is a node: only these have second copies."""
+        text = 'SELECT 1 FROM chunk WHERE id = ? AND kind = 2'
+        return any(self._engine.store.catalog.query(text, (one.id,)) for one in found.bad)
+
+    def _still_bad(self, found: Scrubbed) -> Scrubbed:
+        """Return what was found, without the nodes that came back since."""
+        unreadable = self._engine.store.chunks.unreadable
+        left = tuple(one for one in found.bad if one.id in unreadable)
+        counts = Counter(
+            int.from_bytes(one.id[:2], 'big') >> 4 for one in found.bad if one.id not in unreadable
+        )
+        slots = tuple(replace(one, bad=one.bad - counts[one.slot]) for one in found.slots)
+        return replace(found, slots=slots, bad=left, bad_count=found.bad_count - counts.total())
+
+    async def _put_back(self, *, every_node: bool) -> PutBack:
+        """Put back nodes from their second copies. The collector stops when there was something to put back:
+        the disk that has lost it should be looked at before anything is deleted."""
+        back = await PuttingBack(self._collecting).run(every_node)
+        if back:
+            text = f'a scrub found {back.text()} damaged, and put back what they had from second copies'
+            await self._collecting.halt(Alarm(text))
+        return back
 
     def _record(self, found: Scrubbed) -> None:
         now, catalog = self._world.time_ns(), self._engine.store.catalog
@@ -194,7 +235,8 @@ class Scrubbing:
         ) as error:  # a lost node: then nobody can be told apart, and the damage stands all the same
             log.error('who needs what is lost cannot be told: %s', error)
         where = f'in {", ".join(names[:5])}' if names else 'nobody who stands is known to need it'
-        text = f'a scrub found {found.bad_count} damaged chunks, {where}: {found.bad[0].why}'
+        first = found.bad[0].why if found.bad else 'see the log'
+        text = f'a scrub found {found.bad_count} damaged chunks, {where}: {first}'
         evidence = {'scrub.json': {one.id.hex(): one.why for one in found.bad[:1000]}}
         await self._collecting.halt(Alarm(text, evidence))
 

@@ -1,18 +1,46 @@
-"""L6 sockets: the name of the control socket, and who is at the other end. Any thread; never waits."""
+"""L6 sockets: the name of the control socket, and who is at the other end. Any thread, but for `Asker`: event
+loop only. Never waits."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from snapfs import limits
 
 NAME = 'control.sock'
+
+
+class Asker:
+    """Whoever waits for an answer. Once he has hung up, what only looks for him ends; what changes something
+    goes on to its end."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._ends: list[Callable[[], None]] = []
+
+    @contextlib.contextmanager
+    def ends(self, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end` when he hangs up while this is entered, or has done so before."""
+        self._ends.append(end)
+        try:
+            if self.gone:
+                end()
+            yield
+        finally:
+            self._ends.remove(end)
+
+    def leave(self) -> None:
+        """He has hung up."""
+        self.gone = True
+        for end in list(self._ends):
+            end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +50,7 @@ class Peer:
     pid: int
     uid: int
     gid: int
+    asker: Asker = field(default_factory=Asker, compare=False)
 
     @property
     def name(self) -> str:
@@ -48,6 +77,13 @@ def peer_of(connection: socket.socket) -> Peer:
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid, uid, gid = (int.from_bytes(data[i : i + 4], sys.byteorder) for i in (0, 4, 8))
     return Peer(pid, uid, gid)
+
+
+def has_hung_up(connection: socket.socket) -> bool:
+    """Say whether the other end is closed. One that only says no more and still listens is not."""
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP and POLLERR are told unasked
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
 def this_process() -> Peer:

@@ -179,6 +179,10 @@ class ChunkStore:
         with self._lock:
             return frozenset(row.pack for rows in (self._fresh, self._durable) for row in rows.values())
 
+    def reopen_pack(self, number: int) -> None:
+        """A pack has another file now: readers open that."""
+        self._files.remove(number)
+
     def forget_pack(self, number: int) -> None:
         """A pack is about to go: close it, and let readers that knew it look again. May be said again."""
         self._files.remove(number)

@@ -321,6 +321,11 @@ class PackWriter:
                     self._disk.close(pack.fd)
         return rows
 
+    def numbers(self) -> frozenset[int]:
+        """Return the packs that it has open: what is written there next may be ours."""
+        with self._lock:
+            return frozenset(pack.number for pack in (*self._written, *([self._open] if self._open else [])))
+
     def close(self) -> None:
         """Close the descriptors. A dirty tail is cut off, so that the pack can be continued. Syncs
         nothing."""

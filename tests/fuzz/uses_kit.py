@@ -138,7 +138,7 @@ def rescue(path: Path) -> None:
             if found is None:
                 continue
             with contextlib.suppress(SnapfsError, OSError):
-                survey(SurveySpec(path, uuid, found.root.id, True, ()))
+                survey(SurveySpec(path, uuid, found.root.id, 2, ()))
             with contextlib.suppress(SnapfsError, OSError):
                 recheck = Recheck(reader)
                 for line in export_lines(reader, found):

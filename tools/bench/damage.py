@@ -137,7 +137,7 @@ def lost(filesystem: Filesystem, job: Job) -> Values:
     values['damage_map'] = shown.seconds
     values['damage_map_memory'] = shown.memory_bytes / MIB
     values['damage_ranges'] = sum(len(one['files']) for one in told)
-    values['recover'] = _recover(filesystem, f'home@{names[0]}')
+    values['recover'] = _recover(filesystem, f'home@{names[0]}', DAMAGED)
     filesystem.unmount()
     values['rebuild'] = _rebuild(filesystem, job)
     filesystem.mount()
@@ -145,10 +145,10 @@ def lost(filesystem: Filesystem, job: Job) -> Values:
     return values
 
 
-def _recover(filesystem: Snapfs, snapshot: str) -> float:
-    with Watch() as watch:
-        filesystem.command('recover', snapshot)
-    return watch.seconds
+def _recover(filesystem: Snapfs, snapshot: str, code: int = OK) -> float:
+    return measured(
+        [BIN / 'snapfs', 'recover', snapshot, '--json', '--store', filesystem.store], code
+    ).seconds
 
 
 def _rebuild(filesystem: Snapfs, job: Job) -> float:

@@ -95,7 +95,7 @@ METRICS = (
     Metric('damage_map_memory', 'its memory, all processes', 'MiB'),
     Metric('damage_ranges', 'ranges of files it names', ''),
     Metric('recover', 'recover one of the snapshots: what is lost becomes zeros', 's'),
-    Metric('recover_clean', 'the same with nothing lost: a walk of its metadata', 's'),
+    Metric('recover_clean', 'the same with nothing lost: metadata read, data looked at', 's'),
     Metric('rebuild', 'rebuild the catalog of that store from its packs', 's'),
     Metric('release', '{held} of a deleted snapshot off the disk', 's', aim=('most', 5.0)),
     Metric('many_take', '{many} snapshots of a tree that changes a little: take one', 'ms'),

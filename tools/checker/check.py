@@ -31,7 +31,7 @@ from tools.checker.catalog import Catalog, LookCloser, Root, asked_ids, small_pa
 from tools.checker.evidence import Evidence, Journal
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
-from tools.checker.mirror import check_mirror
+from tools.checker.mirror import check_mirror, tell_copies
 from tools.checker.naming import LEAVES_AT_ONCE, Namer
 from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
@@ -172,6 +172,7 @@ class _Check:
                 self._trees()
                 check_mirror(self.store, self.catalog.packs.values(), self.report)
             self.evidence.check()
+        tell_copies(self.store, self.catalog.packs.values(), self.report)
         self.report.facts['epoch'] = self.catalog.settings.get('epoch')
 
     # --- packs -------------------------------------------------------------------------------------------

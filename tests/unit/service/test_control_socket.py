@@ -208,3 +208,46 @@ def test_the_peer_is_what_the_kernel_says():
     assert peer == sockets.Peer(os.getpid(), os.geteuid(), os.getegid()) == sockets.this_process()
     assert sockets.user_name(0) == 'root'
     assert sockets.user_name(4_000_000_000) == '4000000000'
+
+
+async def test_who_hangs_up_is_noticed_while_he_is_served_and_who_only_says_no_more_is_not(store):
+    served, left = [], []
+    came, go_on = trio.Event(), trio.Event()
+
+    async def wait(request, peer):
+        served.append(peer)
+        with peer.asker.ends(lambda: left.append(request.command)):
+            came.set()
+            await go_on.wait()
+        return {'gone': peer.asker.gone}
+
+    async with serving(store, wait):
+        stream = await trio.open_unix_socket(str(store / 'control.sock'))
+        await stream.send_all(wire.encode_request(wire.Request('half', {})))
+        await came.wait()
+        await stream.send_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+        assert b'"gone": false' in await stream.receive_some()
+        await stream.aclose()
+        assert left == []
+
+        came, go_on = trio.Event(), trio.Event()
+        stream = await trio.open_unix_socket(str(store / 'control.sock'))
+        await stream.send_all(wire.encode_request(wire.Request('whole', {})))
+        await came.wait()
+        await stream.aclose()
+        while not left:
+            await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+    assert left == ['whole'] and [peer.asker.gone for peer in served] == [False, True]
+
+
+def test_what_only_looks_does_not_begin_for_one_who_has_left():
+    ended = []
+    asker = sockets.Asker()
+    asker.leave()
+    with asker.ends(lambda: ended.append(1)):
+        assert ended == [1]
+    asker.leave()
+    assert ended == [1], 'what has ended is not ended again'

@@ -30,8 +30,8 @@ def store(kept_store: Path) -> Path:
     return kept_store
 
 
-def wish(dry_run: bool = False) -> Wish:
-    return Wish('home', 'monday', None, (), True, dry_run, 'ann')
+def wish(dry_run: bool = False, verify: bool = True) -> Wish:
+    return Wish('home', 'monday', None, (), verify, dry_run, 'ann')
 
 
 def rows_of(path: Path) -> list[Any]:
@@ -120,14 +120,16 @@ def test_a_later_backup_of_the_damaged_row_is_not_believed(store, tmp_path):
     assert without_report(tree) == wanted
 
 
-def test_what_the_tree_has_lost_is_brought_back_or_told(store, tmp_path):
+@pytest.mark.parametrize('verify', [True, False])
+def test_what_the_tree_has_lost_is_brought_back_or_told(store, tmp_path, verify):
     shutil.copytree(store, tmp_path / 'other')
     wanted = tree_of(tmp_path / 'other')
     break_it(store, 'payload-flip', seed=1)
     break_it(store, 'leaf-flip', seed=1)
     break_it(store, 'snapshot-root-end', seed=1)
-    told, tree, report = recovered(store)
-    assert {one['kind'] for one in told['lost']} == {'data', 'node'}
+    told, tree, report = recovered(store, verify=verify)
+    assert {one['kind'] for one in told['lost']} == {'data'}
+    assert told['put_back'] == {'packs': 0, 'nodes': 1}
     assert [one['donor'] for one in told['lost'] if one['kind'] == 'data'] == ['zeros']
     assert report['lost'] == told['lost'] and told['source']['refused'] is None
     assert tree is not None and [one[0] for one in without_report(tree)[3]] == [one[0] for one in wanted[3]]

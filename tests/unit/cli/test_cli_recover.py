@@ -1,0 +1,99 @@
+"""`snapfs recover` and `snapfs scrub` on a real store that is not mounted: exit codes, and the last line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.cli.main import main
+from tests.images.image import make
+from tests.mutants.setting import small
+from tools.breakit import break_it
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('whole') / 'store'
+    make(path)
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    path = tmp_path / 'store'
+    shutil.copytree(whole, path)
+    return path
+
+
+@pytest.fixture
+def run(store: Path, capsysbinary: Any) -> Any:
+    """Run a command on the store; return its exit code and the lines that it printed."""
+
+    def command(*words: object) -> tuple[int, list[str]]:
+        with small():
+            code = main([*map(str, words), '--store', str(store)])
+        out, error = capsysbinary.readouterr()
+        assert b'Traceback' not in error
+        return code, out.decode().splitlines() or error.decode().splitlines()
+
+    return command
+
+
+def test_nothing_lost_is_0_and_what_was_not_hashed_is_said(run):
+    code, lines = run('recover', 'home@monday')
+    assert code == 0
+    assert lines[-1].startswith('Contents of 3 chunks were not hashed; of what is not told above the records')
+    assert lines[-1].endswith('That does: snapfs recover --verify home@monday')
+    code, lines = run('recover', 'home@monday', '--known-only')
+    assert code == 0 and 'it was not looked whether their records are there' in lines[-1]
+    code, lines = run('recover', 'home@monday', '--verify')
+    assert code == 0 and lines == ['home@monday has lost nothing that is known.']
+
+
+def test_what_is_given_up_is_4_and_what_all_came_back_is_0(run, store, tmp_path):
+    break_it(store, 'data-pack-gone', seed=1)
+    code, lines = run('recover', 'home@monday', '--dry-run')
+    assert code == 4
+    donors = tmp_path / 'donors'
+    donors.mkdir()
+    code, lines = run('recover', 'home@monday', '--donors', donors)
+    assert code == 4
+    assert any('what is lost for good is in its DAMAGE.json' in line for line in lines)
+    assert lines[-1].startswith('Contents of ')
+
+
+def test_a_record_that_somebody_still_has_is_0(run, store):
+    break_it(store, 'record-doubled', seed=1)
+    break_it(store, 'payload-flip', seed=2)
+    assert run('recover', 'home@monday', '--verify', '--dry-run')[0] == 4, 'it is lost now'
+    code, lines = run('recover', 'home@monday', '--verify')
+    assert code == 0 and 'whole again' in lines[-1]
+
+
+def test_a_tree_that_a_backup_knows_and_nobody_has_is_4():
+    from snapfs.cli.recover import _is_lost
+
+    found = {'lost': [], 'dry_run': False, 'source': {'refused': 'its top node is lost as well'}}
+    assert _is_lost(found)
+    assert not _is_lost({**found, 'source': {'refused': None}})
+
+
+def test_two_depths_at_once_are_one_clear_line(run):
+    code, lines = run('recover', 'home@monday', '--verify', '--known-only')
+    assert code == 2 and len(lines) == 1 and 'exclude each other' in lines[0]
+
+
+def test_nodes_that_were_put_back_are_told_of_and_nothing_is_lost(run, store):
+    break_it(store, 'meta-pack-gone', seed=1)
+    code, lines = run('recover', 'home@monday', '--dry-run')
+    assert code == 4 and lines[0].startswith('1 packs of nodes would be put back from their second copies')
+    code, lines = run('recover', 'home@monday', '--verify')
+    assert code == 0 and lines[0].startswith('1 packs of nodes were put back')
+    assert 'whole again' in lines[-1]
+    break_it(store, 'meta-pack-gone', seed=1)
+    code, lines = run('scrub')
+    assert code == 0 and any(line.startswith('1 packs of nodes were put back') for line in lines)
+    assert any('The disk has lost something' in line for line in lines)
