@@ -83,7 +83,7 @@ class Daemon:
         trimmed: object = None
         while True:
             await self.world.sleep(limits.MALLOC_TRIM_SECONDS)
-            done = engine.status()['counters']
+            done = engine.counters()
             if done != trimmed:
                 await self.world.run_in_thread(process.trim_memory)
                 trimmed = done
@@ -188,7 +188,7 @@ class Daemon:
             if collecting is not None:
                 await collecting.stop()  # first: a command that collects would be waited for
             await server.stop_listening()
-            clean = bool(engine.status()['writable'])  # else there is nothing that may still be written
+            clean = engine.writable()  # else there is nothing that may still be written
             await engine.close()
             log.info('closed %s, %s', hello.store, 'clean' if clean else 'not clean')
             server.finish(clean)

@@ -252,7 +252,8 @@ class Engine(Administration):
         return os.statvfs_result((*below[:3], free, available, *below[5:]))
 
     def status(self) -> dict[str, Any]:
-        """Return what is known about the store as plain values."""
+        """Return what is known about the store as plain values. `incidents` is None when the catalog cannot
+        be read, as on a disk that has failed."""
         store, core = self.store, self.core
         stopped = core.budget.stopped
         return {
@@ -263,18 +264,33 @@ class Engine(Administration):
             'writable': stopped is None,
             'reason': str(stopped) if stopped is not None else None,
             'damaged': sorted(core.damaged),
-            'incidents': [
-                {'number': row.number, 'scope': row.scope, 'opened_ns': row.opened_ns, 'reason': row.reason}
-                for row in store.catalog.incidents()
-            ],
+            'incidents': self._incidents(),
             'volumes': len(self._heads),
             'snapshots': sum(map(len, self._snapshots.values())),
             'requests': len(self._requests),
             'dirty_bytes': core.budget.dirty,
             'memtable_items': sum(head.items() for head in self._heads.values()),
             'replayed_records': self.replayed_records,
-            'counters': {**self.committer.counts, **store.counters(), 'node_loads': core.nodes.loads},
+            'counters': self.counters(),
         }
+
+    def writable(self) -> bool:
+        """Return whether writes are still taken. Asks no disk."""
+        return self.core.budget.stopped is None
+
+    def counters(self) -> dict[str, int]:
+        """Return what was done since the store was opened. Asks no disk."""
+        return {**self.committer.counts, **self.store.counters(), 'node_loads': self.core.nodes.loads}
+
+    def _incidents(self) -> list[dict[str, Any]] | None:
+        try:
+            rows = self.store.catalog.incidents()
+        except SnapfsError:
+            return None  # health says why
+        return [
+            {'number': row.number, 'scope': row.scope, 'opened_ns': row.opened_ns, 'reason': row.reason}
+            for row in rows
+        ]
 
     def coverage(self) -> Coverage:
         """Return which part of the store was verified when."""
@@ -291,8 +307,11 @@ class Engine(Administration):
         if self.store.chunks.mirrored:
             count = len(self.store.chunks.mirrored)
             return f'damaged: {count} nodes were read from their second copies; snapfs recover puts them back'
-        for incident in self.store.catalog.incidents('collector'):
-            return f'the collector is stopped: incident {incident.number}: {incident.reason}'
+        try:
+            for incident in self.store.catalog.incidents('collector'):
+                return f'the collector is stopped: incident {incident.number}: {incident.reason}'
+        except SnapfsError as error:
+            return f'damaged: {error}'
         standstill = None if self.standstill is None else self.standstill()
         if standstill is not None:  # a latch that could not be written down
             return f'the collector is stopped: {standstill}'

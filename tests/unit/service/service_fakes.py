@@ -29,7 +29,7 @@ class FakeEngine:
         self.store = store
         self.lock = lock
         self.closed = False
-        self.writable = True
+        self.may_write = True
         self.number = 1
         self.volumes: dict[str, VolumeRow] = {}
         self.snapshots: list[SnapshotRow] = []
@@ -88,9 +88,15 @@ class FakeEngine:
         return {
             'store': str(self.store),
             'epoch': 7,
-            'writable': self.writable,
-            'counters': {'device_syncs': 3},
+            'writable': self.may_write,
+            'counters': self.counters(),
         }
+
+    def writable(self) -> bool:
+        return self.may_write
+
+    def counters(self) -> dict:
+        return {'device_syncs': 3}
 
     def next(self) -> int:
         self.number += 1

@@ -102,3 +102,21 @@ async def test_a_stopped_collector_is_in_health_and_status(engine: Engine) -> No
     ]
     engine.store.catalog.incident_acknowledge(row.number, 'me', 8)
     assert engine.health() == 'ok'
+
+
+async def test_a_catalog_that_cannot_be_read_is_told_and_ends_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that has failed. A power cut below a real mount ended the daemon here: it trims its memory by
+    these counters."""
+    await files(engine, 3)
+
+    def fail(*_arguments: object) -> None:
+        raise Corrupt('catalog: database disk image is malformed')
+
+    monkeypatch.setattr(engine.store.catalog, 'query', fail)
+    status = engine.status()
+    assert status['incidents'] is None  # not: there are none
+    assert status['health'] == 'damaged: catalog: database disk image is malformed'
+    assert engine.counters() == status['counters']
+    assert engine.writable()
