@@ -67,7 +67,11 @@ class Machine:
 
     def _kill(self) -> None:
         if self._pid:
-            handle, self._pid = os.pidfd_open(self._pid), 0
+            try:
+                handle, self._pid = os.pidfd_open(self._pid), 0
+            except ProcessLookupError:
+                log = self._log.read_text(errors='replace')[-3000:]
+                raise PowerLost(f'{self.note}: the daemon has ended by itself: {log}') from None
             try:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 if not select.select([handle], [], [], WAIT_SECONDS)[0]:
