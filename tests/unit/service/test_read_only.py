@@ -216,7 +216,7 @@ def test_who_has_met_the_failure_himself_cannot_acknowledge_it(kept_store):
     before = (kept_store / 'audit.log').read_bytes()
     with pytest.raises(Latched):  # the close says that it could not commit
         on(kept_store, work)
-    assert told == ['a sync failed. Unmount the store, look at the disk below it, and acknowledge then.']
+    assert told == ['a sync failed. Unmount the store and look at the disk below it; then acknowledge.']
     assert (kept_store / 'audit.log').read_bytes() == before
     with sqlite3.connect(kept_store / 'catalog.sqlite') as db:
         text = "SELECT acknowledged_ns FROM incident WHERE scope = 'store'"
