@@ -88,7 +88,10 @@ def _render(found: Any) -> None:
         output.say(f'made: {found["sibling"]}; what is lost for good is in its DAMAGE.json')
         output.say(f'{found["snapshot"]} stays as it is, and is held')
     elif (rows or put_back) and not found['dry_run'] and source is None:
-        output.say(f'{found["snapshot"]} is whole again, and so is all that shares with it')
+        if found['looked'] == 'known':
+            output.say('what was known to be lost is back')
+        else:
+            output.say(f'{found["snapshot"]} is whole again, and so is all that shares with it')
     _say_looked(found)
 
 

@@ -113,7 +113,8 @@ class Recovering:
 
     async def _recover(self, row: SnapshotRow, wish: Wish, source: Object | None) -> Object:
         """Recover the tree that the catalog has for a snapshot."""
-        healed = await self._heal(row, wish)
+        found, wish = await self._look(row, wish)
+        healed = await self._heal(row, wish, found)
         told = {**self._told(row, wish, healed), 'source': source, 'sibling': None}
         if wish.dry_run:
             return told
@@ -129,7 +130,8 @@ class Recovering:
     async def _recover_kept(self, row: SnapshotRow, kept: KeptRow, wish: Wish) -> Object | None:
         """Recover the tree that a backup has for a snapshot. None when its top is not to be had, or is that
         of another tree: then nothing was changed but what donors gave back."""
-        healed = await self._heal(kept.row, wish)
+        found, wish = await self._look(kept.row, wish)
+        healed = await self._heal(kept.row, wish, found)
         top = [one for one in healed.rest.lost if one.id == kept.row.root]
         if top and not (wish.dry_run and top[0].donors):
             return None
@@ -144,10 +146,20 @@ class Recovering:
             told['sibling'] = await self._make(kept.row, healed.rest, told, wish)
         return told
 
-    async def _heal(self, row: SnapshotRow, wish: Wish) -> Healed:
-        """Survey a tree, and bring back what donors have, until nothing more comes back. A dry run only
+    async def _look(self, row: SnapshotRow, wish: Wish) -> tuple[Survey, Wish]:
+        """Look at a tree for the first time; return what was found, and how to go on looking. Damage seldom
+        comes alone: where something is lost, everything is read and hashed, so that what is said to be whole
+        then is."""
+        found = await self._survey(row, wish)
+        if wish.depth is Depth.PRESENT and found.unhashed and (found.lost or self._put_back):
+            wish = replace(wish, verify=True)
+            found = await self._survey(row, wish)
+        return found, wish
+
+    async def _heal(self, row: SnapshotRow, wish: Wish, found: Survey) -> Healed:
+        """Bring back what donors have of what was found lost, until nothing more comes back. A dry run only
         looks."""
-        first = found = await self._survey(row, wish)
+        first = found
         if not wish.dry_run and any(one.kind == 2 for one in found.lost):
             # Where one node is lost, others are that nobody has looked at yet.
             more_back = await self._putting_back.run(every_node=True)

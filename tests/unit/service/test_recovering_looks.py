@@ -88,8 +88,23 @@ def test_nothing_of_the_sibling_answers_eio_after_a_loss_that_nobody_has_seen_be
 
     async def work(collecting: Collecting) -> Any:
         told = await Recovering(collecting).run(wish())
-        assert told['looked'] == 'present'
+        assert told['looked'] == ('read' if told['lost'] else 'present')
         await read_all(collecting, told['sibling'] or 'home@monday')
+
+    on(store, work)
+
+
+def test_where_something_is_lost_all_contents_are_hashed(store):
+    """A stretch of zeros in a pack left the header of the record at its edge, and a recovery said that all
+    was whole again."""
+    spoil(store, 'rot')
+    spoil(store, 'header-flip')
+
+    async def work(collecting: Collecting) -> Any:
+        told = await Recovering(collecting).run(wish())
+        assert told['looked'] == 'read' and told['unhashed'] == 0
+        assert len(told['lost']) > 1
+        await read_all(collecting, told['sibling'])
 
     on(store, work)
 
