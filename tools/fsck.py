@@ -24,7 +24,7 @@ if __package__ in (None, ''):
 
 from snapfs.errors import SnapfsError
 from tools.checker.check import Options, check
-from tools.checker.findings import CODES, DAMAGE, NOTE, WARNING, Finding, Report
+from tools.checker.findings import DAMAGE, NOTE, WARNING, Finding, Report
 
 OK, DAMAGED, UNCHECKED, USAGE, CANCELLED = 0, 4, 8, 16, 32
 FILES_SHOWN = 10
@@ -124,20 +124,19 @@ def exit_code(report: Report) -> int:
     return code | (CANCELLED if report.partial else OK)
 
 
-def _head(finding: Finding) -> dict[str, Any]:
-    code = CODES[finding.code]
+def _head(finding: Finding, store: str) -> dict[str, Any]:
     return {
-        'code': finding.code, 'severity': code.severity, 'place': finding.place, 'what': finding.what,
-        'means': code.means, 'advice': code.advice, **finding.facts,
+        'code': finding.code, 'severity': finding.severity, 'place': finding.place, 'what': finding.what,
+        **finding.facts, 'means': finding.means(), 'advice': finding.advice(store),
     }  # fmt: skip
 
 
-def json_parts(value: dict[str, Any], name: str, findings: Iterable[Finding]) -> Iterator[str]:
-    """Yield an object as JSON, piece by piece: `value`, and the findings by this name. All of them at once
-    would take several times the memory that the findings do."""
+def json_parts(value: dict[str, Any], name: str, findings: Iterable[Finding], store: str) -> Iterator[str]:
+    """Yield an object as JSON, piece by piece: `value`, and the findings by this name, about the store at
+    this path. All of them at once would take several times the memory that the findings do."""
     yield f'{{\n"{name}": ['
     for number, finding in enumerate(findings):
-        yield f'{"," * (number > 0)}\n{json.dumps(_head(finding))[:-1]}, "files": ['
+        yield f'{"," * (number > 0)}\n{json.dumps(_head(finding, store))[:-1]}, "files": ['
         for start in range(0, len(finding.files), FILES_AT_ONCE):
             part = [
                 {'in': root, 'path': path, 'start': first, 'end': end}
@@ -163,12 +162,12 @@ def say_incomplete(report: Report, line: Callable[[str], None]) -> None:
             line(f'    {name} is damaged')
 
 
-def say(report: Report, seconds: float) -> None:
+def say(report: Report, seconds: float, store: str) -> None:
     """Print the findings for a person, the worst first."""
     for severity in (DAMAGE, WARNING, NOTE):
         for finding in report.findings:
             if finding.severity == severity:
-                _say_finding(finding)
+                _say_finding(finding, store)
     say_incomplete(report, print)
     for text in report.unchecked:
         print(f'NOT CHECKED {text}')
@@ -184,16 +183,15 @@ def say(report: Report, seconds: float) -> None:
     print(f'{word}{ends}, in {seconds:.1f} s')
 
 
-def _say_finding(finding: Finding) -> None:
-    code = CODES[finding.code]
-    print(f'{code.severity.upper()} {finding.code} {finding.place}: {finding.what}')
+def _say_finding(finding: Finding, store: str) -> None:
+    print(f'{finding.severity.upper()} {finding.code} {finding.place}: {finding.what}')
     for root, path, start, end in finding.files[:FILES_SHOWN]:
         where = f' bytes {start} to {end}' if start is not None else ''
         print(f'    {root}: {path}{where}')
     if len(finding.files) > FILES_SHOWN:
         print(f'    and {len(finding.files) - FILES_SHOWN} more (--json tells all)')
-    if code.severity != NOTE:
-        print(f'    It means: {code.means}. {code.advice}')
+    if finding.severity != NOTE:
+        print(f'    It means: {finding.means()}. {finding.advice(store)}')
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'fsck.snapfs') -> int:
@@ -226,10 +224,10 @@ def _tell(options: argparse.Namespace, report: Report, seconds: float) -> None:
             'counts': dict(report.counts), 'left_out': report.left_out(),
             'not_checked': report.unchecked, **report.facts,
         }  # fmt: skip
-        for text in json_parts(value, 'findings', report.findings):
+        for text in json_parts(value, 'findings', report.findings, str(options.store)):
             sys.stdout.write(text)
     else:
-        say(report, seconds)
+        say(report, seconds, str(options.store))
 
 
 if __name__ == '__main__':

@@ -52,10 +52,10 @@ def damage_command(store_path: str | None, chunks: tuple[str, ...]) -> int:
         value: dict[str, Any] = {'left_out': report.left_out(), 'not_checked': report.unchecked}
         for name, none in (('snapshots', []), ('files_left_out', 0)):
             value[name] = report.facts.get(name, none)
-        for text in json_parts(value, 'damage', found):
+        for text in json_parts(value, 'damage', found, str(path)):
             sys.stdout.write(text)
     else:
-        _render(found)
+        _render(found, path)
         say_incomplete(report, output.say)
         for text in report.unchecked:
             output.say(f'NOT CHECKED {text}')
@@ -69,7 +69,7 @@ def _located(store: str | None) -> Path:
     return client.locate(store, os.environ).store
 
 
-def _render(found: list[Any]) -> None:
+def _render(found: list[Any], store: Path) -> None:
     rows: list[tuple[str, str, str]] = []
     for one in found:
         output.say(f'{one.code} {one.place}: {one.what}')
@@ -84,6 +84,7 @@ def _render(found: list[Any]) -> None:
     if any(one.code.startswith(('catalog-', 'superblock-')) for one in found):
         output.say('What has lost which bytes cannot be told before that is put right: snapfs fsck says how')
     elif any(one.severity == 'damage' for one in found):
-        output.say('Get back what exists: snapfs recover VOLUME@SNAPSHOT')
+        for advice in dict.fromkeys(one.advice(str(store)) for one in found if one.severity == 'damage'):
+            output.say(f'Next: {advice}')
     elif not found:
         output.say('Nothing is known to be lost.')

@@ -107,6 +107,7 @@ class Rebuild:
         """Make the catalog. Invalid when the target is there. A failure removes what was begun."""
         if self._target.exists():
             raise Invalid(f'{self._target} is there already')
+        packs_on_disk(self._disk, self._store / 'packs', every=True)  # before the long work
         self._nodes = Nodes(self._target.parent)
         try:
             return self._run(chosen, progress)
@@ -156,7 +157,7 @@ class Rebuild:
             self.result.bad.append(text)
 
     def _packs(self, catalog: Catalog, progress: Progress) -> None:
-        found = sorted(packs_on_disk(self._disk, self._store / 'packs'))
+        found = sorted(packs_on_disk(self._disk, self._store / 'packs', every=True))
         for number, (kind, name) in enumerate(found, start=1):
             path = pack_path(self._store / 'packs', RecordKind(kind), name)
             self._paths[number] = path
@@ -414,7 +415,7 @@ class Rebuild:
         strangers = sorted(set(views) - known)
         if strangers:
             return f'they are about view {strangers[0]}, which the backup does not know'
-        there = {name for _, name in packs_on_disk(self._disk, self._store / 'packs')}
+        there = {name for _, name in packs_on_disk(self._disk, self._store / 'packs', every=True)}
         return '' if packs <= there else 'a pack that they name is missing'
 
     def _numbers(self, catalog: Catalog) -> None:

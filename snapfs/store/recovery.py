@@ -11,6 +11,7 @@ person's request frees.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ from snapfs.store.rows import PackRow
 
 log = logging.getLogger('snapfs.store')
 
+_UNSEEN = (
+    'All packs in there would count as lost. Give the right back (chmod u+rwx); if the disk has lost it, '
+    'move it out of the store first.'
+)
+_IF_LOST = 'If all packs in there are really lost: mkdir {0}, and call again.'
 PACK_FILE_BYTES_MAX = (
     limits.PACK_DATA_BYTES_MAX
     + limits.STORED_BYTES_MAX
@@ -53,14 +59,20 @@ class Recovered:
     oddity: str | None = None
 
 
-def packs_on_disk(disk: Disk, root: Path) -> list[tuple[int, bytes]]:
-    """Return (kind, name) of every file under STORE/packs that is called like a pack; others are logged."""
+def packs_on_disk(disk: Disk, root: Path, *, every: bool = False) -> list[tuple[int, bytes]]:
+    """Return (kind, name) of every file under STORE/packs that is called like a pack; others are logged. With
+    `every`, for whom a pack that is not seen is one that is lost: Corrupt when a directory is missing or
+    cannot be listed (P10)."""
     found = []
     for kind, folder in FOLDERS.items():
+        if every and not disk.exists(root / folder):
+            raise Corrupt(f'{root / folder} is missing', advice=_IF_LOST.format(root / folder))
         for prefix in disk.listdir(root / folder):
             try:
                 texts = disk.listdir(root / folder / prefix)
             except Corrupt as error:
+                if every and os.path.isdir(root / folder / prefix):
+                    raise Corrupt(str(error), advice=_UNSEEN) from error
                 log.error('%s; it is left alone', error)  # a pack in there that anybody names will be missed
                 continue
             for text in texts:

@@ -17,6 +17,7 @@ from tools.checker.cells import drop, tell_odd
 from tools.checker.findings import Report
 from tools.checker.rows import Rows, Unusual, can_be, rows_of, share_no_page
 from tools.checker.store import Pack, Store, is_ours, query
+from tools.checker.trust import LookCloser
 
 APPLICATION_ID = 0x536E6170
 VERSION = 3
@@ -137,15 +138,6 @@ class Root:
     next_ino: int | None
     strict: bool
     resting: bool
-
-
-class LookCloser(Exception):
-    """Something is not as it should be: a check that takes most for granted is to begin anew, and takes
-    nothing for granted. `packs`: all that is odd is that the catalog names other records of these."""
-
-    def __init__(self, packs: frozenset[int] = frozenset()) -> None:
-        super().__init__(packs)
-        self.packs = packs
 
 
 class Catalog:

@@ -27,7 +27,7 @@ from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from tools.checker.badrows import CODES, BadWriter
 from tools.checker.balance import World, check_part
-from tools.checker.catalog import Catalog, LookCloser, Root, asked_ids, small_pages_are_sound
+from tools.checker.catalog import Catalog, Root, asked_ids, small_pages_are_sound
 from tools.checker.evidence import Evidence, Journal
 from tools.checker.findings import Report
 from tools.checker.graph import ASKED, NOBODY, RESTING, STRICT, Graph
@@ -40,6 +40,7 @@ from tools.checker.spill import Spill, parts_for, text_of, words, words_of
 from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
 from tools.checker.sums import Sums
 from tools.checker.telling import Telling
+from tools.checker.trust import ODD, LookCloser, Moved, Trust
 
 TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
 META_PLACE = f'packs/{FOLDERS[META]}/'
@@ -80,20 +81,6 @@ def check(path: Path, options: Options, report: Report) -> None:
         report.begin()
 
 
-class Moved(Exception):
-    """Somebody has begun to work in the store while its catalog was read in place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """What a quick check takes for granted until something looks odd: pages and rows of the big tables, and
-    that a pack has the records whose sum it has, but for the packs in `listed`. `in_place`: and that nobody
-    begins to work in the store meanwhile, so that its catalog need not be copied."""
-
-    listed: frozenset[int] = frozenset()
-    in_place: bool = True
-
-
 def _check(path: Path, options: Options, report: Report, trust: Trust | None) -> None:
     try:
         store = Store(path, options.scratch)
@@ -109,6 +96,8 @@ def _check(path: Path, options: Options, report: Report, trust: Trust | None) ->
     except Exception as error:
         if store.moved():
             raise Moved from error  # whatever it was
+        if trust is not None and isinstance(error, ODD) and not is_ours(error):
+            raise LookCloser from error
         if not (isinstance(error, OSError | sqlite3.Error) and is_ours(error)):
             raise
         why = getattr(error, 'strerror', None) or str(error)
@@ -131,6 +120,7 @@ class _Check:
         self.results: list[PackResult] = []
         self.graph = Graph([], [])
         self.unknown: list[tuple[int, bytes]] = []
+        self.holes = False  # nodes are lost: nobody knows what they refer to
 
     def run(self) -> None:
         report, store = self.report, self.store
@@ -160,7 +150,7 @@ class _Check:
             return
         self.graph = Graph([one.nodes for one in self.results if one.nodes is not None],
                            [fact for one in self.results for fact in one.facts])  # fmt: skip
-        journal = frozenset() if self.options.names else self.evidence.journal(self.journal)
+        journal = self.evidence.journal(self.journal)
         db = store.connect()
         try:
             tops = self._roots(db)
@@ -205,14 +195,13 @@ class _Check:
 
     def _packs(self) -> None:
         tasks = self._tasks()
-        names = self.options.names
         total = sum(task.pack.bytes for task in tasks)
         # What takes longest for its bytes comes first, so that no process waits for it at the end.
         tasks.sort(key=lambda task: task.pack.kind != META)
         work: list[Task | str] = [*tasks]
         if self.catalog.sound:
             self.evidence = Evidence(self.store, self.catalog, self.report, self.unknown)
-            work[:0] = [PAGES] * (not self.closer) + [JOURNAL] * (not names)
+            work[:0] = [PAGES] * (not self.closer) + [JOURNAL]
         try:
             for result in self._spread(_pack_work, work, total, as_they_come=True):
                 self._take_result(result)
@@ -306,6 +295,7 @@ class _Check:
         for root in self.catalog.roots:
             flag = STRICT if root.strict else RESTING if root.resting else ASKED
             found = graph.find_ids(b''.join(root.tops))
+            self.holes |= flag != ASKED and bool((found == NOBODY).any())
             tops += [(*words_of(id), flag) for id in root.tops]
             graph.reach(found, flag)
             if flag != ASKED and root.tops:
@@ -322,6 +312,7 @@ class _Check:
                     rows['a'], rows['b'] = words(ids)
                     spill.add('asked', rows)
         spill.close()
+        self.holes |= graph.has_holes()
         graph.check_edges(self.report)
         if self.options.full:
             graph.check_order(self.report)
@@ -357,7 +348,7 @@ class _Check:
             frozenset(one.number for one in self.results if one.sums is not None),
             self.catalog.damaged,
         )  # fmt: skip
-        telling = Telling(self.graph, self.report, places, self.options.chunks)
+        telling = Telling(self.graph, self.report, places, self.options.chunks, self.holes)
         counts: dict[str, int] = {}
         named = Sums()
         total = sum(pack.bytes for pack in self.catalog.packs.values())
@@ -417,7 +408,7 @@ class _Check:
                 self.report.add('record-waste', where, f'{code}: {what}; no row of the index names it')
             for code, place, what in one.findings:
                 if not telling.has_told(code, one.number):
-                    self.report.add(code, place, f'{what}; nothing that stands needs it')
+                    self.report.add(telling.unneeded(code), place, f'{what}; nothing that stands needs it')
 
     def _leaf(self, node: int) -> Leaf | None:
         """Read a leaf again."""

@@ -6,6 +6,7 @@ space that nobody uses."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,15 +27,25 @@ class Code:
     advice: str
 
 
-_RECOVER = 'snapfs recover --verify VOLUME@SNAPSHOT: donors give back what they have; a sibling is whole.'
-_REBUILD = 'Keep the store as it is; snapfs rebuild puts back what it has lost.'
+_RECOVER = (
+    'snapfs recover --verify VOLUME@SNAPSHOT --store {store} (--donors DIR, where copies of files are) '
+    'brings back what exists, and makes a sibling without the rest.'
+)
+_REBUILD = (
+    'Keep the store as it is; snapfs rebuild {store} {store}/catalog.new --install puts back what it has '
+    'lost.'
+)
 _STALE = (
     'If the catalog was replaced by an older copy, put back the one that was there. Else keep the store as '
     'it is: snapfs audit says who deleted what.'
 )
-_JOURNAL = 'Restore it from a copy of the store; snapfs rebuild --journal goes on without what is damaged.'
+_JOURNAL = (
+    'Restore it from a copy of the store; snapfs rebuild {store} {store}/catalog.new --install --journal '
+    'goes on without what is damaged.'
+)
 _RESTORE = 'Restore the file from a copy of the store, or ask before going on; delete nothing meanwhile.'
-_COLLECT = 'snapfs collect leaks --request asks for it to be freed.'
+_COLLECT = 'snapfs collect leaks --request --store {store} asks for it to be freed.'
+_SCRUB = 'snapfs scrub --store {store} puts back what the second copy has.'
 _BUG = 'Please report this: no crash and no disk makes it. Do not let the collector run.'
 _NOTHING = 'There is nothing to do.'
 
@@ -52,6 +63,11 @@ CODES = {
     'entry-odd': Code(WARNING, 'a file of the store is not what it should be', 'Look what it is.'),
     # --- packs
     'pack-missing': Code(DAMAGE, 'all its chunks are lost, unless there are donors', _RECOVER),
+    'pack-gone': Code(
+        WARNING,
+        'a pack is gone, and nothing that stands needs its chunks any more',
+        'There is nothing to do; if you find the file, put it back.',
+    ),
     'pack-unreadable': Code(
         DAMAGE,
         'the disk does not give its bytes: chunks there are lost, unless there are donors or it reads again',
@@ -123,8 +139,15 @@ CODES = {
     'receipt-live': Code(DAMAGE, 'something that counts as freed is still in use', _BUG),
     'freed-unproved': Code(DAMAGE, 'chunks count as freed that no receipt names', _BUG),
     'certificate-bad': Code(DAMAGE, 'the proof after a deletion was altered or is gone', _RESTORE),
-    'incident': Code(WARNING, 'the collector stopped, and waits for a person', 'snapfs incident list'),
+    'incident': Code(
+        WARNING, 'the collector stopped, and waits for a person', 'snapfs incident list --store {store}'
+    ),
 }
+COPIED = {'means': 'these nodes are read from their second copy meanwhile', 'advice': _SCRUB}
+HEADS = (
+    'What stands now in a volume: snapfs snapshot create VOLUME@NAME, and recover that. Where its top is '
+    'lost: snapfs volume rollback VOLUME@SNAPSHOT, or snapfs volume clone VOLUME@SNAPSHOT NEW.'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +160,17 @@ class Finding:
     what: str
     files: tuple[tuple[str, str, int | None, int | None], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def means(self) -> str:
+        """Return what it means for the user."""
+        return str(self.facts.get('means', CODES[self.code].means))
+
+    def advice(self, store: str) -> str:
+        """Return what to do about it, with commands for the store at this path."""
+        text = str(self.facts.get('advice', CODES[self.code].advice))
+        if text == _RECOVER and any('@' not in root for root, *_ in self.files):
+            text = f'{text} {HEADS}'
+        return text.replace('{store}', shlex.quote(store))
 
     @property
     def severity(self) -> str:

@@ -120,6 +120,11 @@ class Graph:
             below = self.child[self.slots(frontier)]
             frontier = np.unique(below[below != NOBODY])
 
+    def has_holes(self) -> bool:
+        """Return whether somebody reaches a branch that has lost a child."""
+        live = np.flatnonzero((self.nodes['children'] > 0) & (self.flags & (STRICT | RESTING) > 0))
+        return bool((self.child[self.slots(live)] == NOBODY).any())
+
     def leaves(self, top: int) -> tuple[Indexes, bool]:
         """Return the leaves below a node, in the order of their keys, and whether all are there."""
         line = np.array([top], dtype=np.int64)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from snapfs.errors import Corrupt
 from snapfs.format.packs import PACK_HEADER_BYTES
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
-from tools.checker.findings import Report
+from tools.checker.findings import COPIED, Report
 from tools.checker.packs import META
 from tools.checker.store import Pack, Store, is_ours, read_at
 
@@ -60,7 +60,8 @@ def tell_copies(store: Store, packs: Iterable[Pack], report: Report) -> None:
             has = f'its second copy has {copied} of {of} nodes: snapfs scrub puts them back'
         else:
             has = 'its second copy is whole: snapfs scrub puts it back'
-        report.findings[number] = replace(finding, what=f'{finding.what}; {has}')
+        facts = {**finding.facts, **COPIED} if copied == of else finding.facts
+        report.findings[number] = replace(finding, what=f'{finding.what}; {has}', facts=facts)
 
 
 def _copied(store: Store, pack: Pack, offset: int | None) -> tuple[int, int]:

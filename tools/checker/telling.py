@@ -24,12 +24,13 @@ WHOLE = '/ (the whole tree)'
 
 class Telling:
     """Takes the losses of one part after the other. `places`: by number of a pack, where it is; `wanted`: ids
-    that are to be named all the same."""
+    that are to be named all the same; `holes`: nodes are lost, so that more may be needed than is seen."""
 
     def __init__(
-        self, graph: Graph, report: Report, places: Mapping[int, str], wanted: Sequence[bytes]
+        self, graph: Graph, report: Report, places: Mapping[int, str], wanted: Sequence[bytes], holes: bool
     ) -> None:
         self._graph = graph
+        self._holes = holes
         self._report = report
         self._places = places
         self._wanted = wanted
@@ -95,6 +96,10 @@ class Telling:
         """Return whether chunks were told to be lost with a pack."""
         return (code, PACK, pack) in self._numbers
 
+    def unneeded(self, code: str) -> str:
+        """Return the code for something lost that nothing needs, as far as is seen."""
+        return 'pack-gone' if code == 'pack-missing' and not self._holes else code
+
     def tell(self, namer: Namer, roots: Sequence[Root]) -> None:
         """Report everything, with the files that are concerned."""
         rows = np.concatenate(self._rows)
@@ -124,7 +129,7 @@ class Telling:
         code, about, subject = self._keys[number]
         what = self._what[number]
         if not files and number not in self._needed:
-            what = f'{what}; nothing that stands needs it'
+            code, what = self.unneeded(code), f'{what}; nothing that stands needs it'
         place = self._place(about, subject)
         self._report.add(code, place, what, files, chunks=self._chunks[number])
 

@@ -136,10 +136,10 @@ def test_whatever_comes_of_that_is_no_matter(empty: Path, monkeypatch: pytest.Mo
 
 def test_without_anybody_an_error_is_one(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise ValueError('a mistake of this program')
+        raise RuntimeError('a mistake of this program')
 
     Watched(monkeypatch, fail)
-    with pytest.raises(ValueError, match='a mistake'):
+    with pytest.raises(RuntimeError, match='a mistake'):
         quick(store)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +140,39 @@ def test_neither_is_a_journal_or_an_audit_log_lost_because_nobody_lets_us_in(sto
     fail_open(monkeypatch, name, errno.EACCES)
     with pytest.raises(Invalid, match='Permission denied'):
         rebuilt(store)
+    assert files(store) == before
+
+
+@pytest.mark.parametrize('folder', ['data', 'meta'])
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EIO])
+def test_packs_are_not_lost_because_nobody_can_list_them(store, monkeypatch, folder, number):
+    """A directory with mode 000 gave a catalog without the trees in it, and a success."""
+    lose(store)
+    before = files(store)
+    closed = next((store / 'packs' / folder).iterdir())
+    real = os.listdir
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == closed:
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(os, 'listdir', refuse)
+    with pytest.raises(Corrupt, match=os.strerror(number)) as caught:
+        rebuilt(store)
+    assert 'would count as lost' in caught.value.line()
+    monkeypatch.undo()
+    assert files(store) == before
+
+
+@pytest.mark.parametrize('folder', ['data', 'meta'])
+def test_nor_because_their_directory_is_missing(store, folder):
+    lose(store)
+    shutil.rmtree(store / 'packs' / folder)
+    before = files(store)
+    with pytest.raises(Corrupt, match='is missing') as caught:
+        rebuilt(store)
+    assert f'mkdir {store}/packs/{folder}' in caught.value.line()
     assert files(store) == before
 
 

@@ -1,0 +1,105 @@
+"""What findings mean and advise: commands that can be copied, and no damage that nobody has."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from snapfs.store.durable import Disk
+from tests.images.image import make as make_image
+from tests.mutants.setting import small
+from tools.breaking.edit import Patient
+from tools.breakit import break_it
+from tools.checker.check import Options, check
+from tools.checker.findings import Report
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('whole') / 'store'
+    make_image(path)
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / 'a store')
+    return tmp_path / 'a store'
+
+
+def found(path: Path, *, names: bool = False) -> Report:
+    report = Report()
+    with small():
+        check(path, Options(full=not names, jobs=1, names=names), report)
+    return report
+
+
+def test_commands_name_the_store(store: Path) -> None:
+    break_it(store, 'payload-flip', seed=1)
+    (one,) = [one for one in found(store).findings if one.severity == 'damage']
+    assert f"snapfs recover --verify VOLUME@SNAPSHOT --store '{store}' (--donors DIR" in one.advice(
+        str(store)
+    )
+    shutil.rmtree(store / 'packs')
+    (store / 'catalog.sqlite').write_bytes(b'nonsense')
+    texts = [one.advice(str(store)) for one in found(store).findings if one.code == 'catalog-unreadable']
+    assert texts and f"snapfs rebuild '{store}' '{store}'/catalog.new --install" in texts[0]
+
+
+def unneeded_pack(store: Path) -> Path:
+    """Let the catalog name a pack that is not there, and no chunk in it: what is left when all of a lost pack
+    came back elsewhere."""
+    patient = Patient(store, 1)
+    patient.sql(
+        "INSERT INTO pack VALUES ((SELECT max(pack) + 1 FROM pack), randomblob(16), 1, 'sealed', 500, 3)"
+    )
+    patient.sql("UPDATE settings SET value = (SELECT max(pack) + 1 FROM pack) WHERE key = 'next_pack'")
+    patient.close()
+    return store
+
+
+def test_a_lost_pack_that_nothing_needs_is_no_damage(store: Path) -> None:
+    for names in (False, True):
+        report = found(unneeded_pack(store) if not names else store, names=names)
+        assert report.counts['pack-gone'] == 1 and not report.count('damage')
+        assert 'nothing that stands needs it' in report.findings[0].what
+
+
+def test_nobody_knows_that_while_nodes_are_lost(store: Path) -> None:
+    """What a lost node refers to may be in the lost pack."""
+    unneeded_pack(store)
+    break_it(store, 'meta-pack-gone', seed=1)
+    shutil.rmtree(store / 'mirror', ignore_errors=True)
+    report = found(store)
+    assert not report.counts['pack-gone'] and report.counts['pack-missing'] >= 2
+
+
+def test_the_map_of_damage_looks_at_the_journal_too(store: Path) -> None:
+    """A damaged one refuses the mount; the map said that nothing was lost."""
+    assert not found(store, names=True).findings
+    break_it(store, 'journal-middle', seed=1)
+    report = found(store, names=True)
+    assert report.counts == {'journal-bad': 1}
+    assert '--install --journal' in report.findings[0].advice(str(store))
+
+
+def test_nodes_whose_second_copy_is_whole_are_not_called_lost(store: Path) -> None:
+    break_it(store, 'meta-pack-gone', seed=1)
+    assert (store / 'mirror').is_dir() and Disk
+    lost = [one for one in found(store).findings if one.code == 'pack-missing']
+    for one in lost:
+        if 'second copy is whole' in one.what:
+            assert one.means() == 'these nodes are read from their second copy meanwhile'
+            assert one.advice('/s') == 'snapfs scrub --store /s puts back what the second copy has.'
+    assert any('second copy is whole' in one.what for one in lost)
+
+
+def test_a_volume_that_has_lost_its_top_is_told_what_helps(store: Path) -> None:
+    break_it(store, 'meta-pack-gone', seed=1)
+    shutil.rmtree(store / 'mirror', ignore_errors=True)
+    texts = [
+        one.advice('/s') for one in found(store).findings if any(root == 'home' for root, *_ in one.files)
+    ]
+    assert texts and all('snapfs volume rollback' in text for text in texts)
