@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.store.durable import Disk
 from tests.images.image import make as make_image
 from tests.mutants.setting import small
 from tools.breaking.edit import Patient
@@ -44,7 +43,7 @@ def test_commands_name_the_store(store: Path) -> None:
     )
     shutil.rmtree(store / 'packs')
     (store / 'catalog.sqlite').write_bytes(b'nonsense')
-    texts = [one.advice(str(store)) for one in found(store).findings if one.code == 'catalog-unreadable']
+    texts = [one.advice(str(store)) for one in found(store).findings if one.code.startswith('catalog-')]
     assert texts and f"snapfs rebuild '{store}' '{store}'/catalog.new --install" in texts[0]
 
 
@@ -87,7 +86,7 @@ def test_the_map_of_damage_looks_at_the_journal_too(store: Path) -> None:
 
 def test_nodes_whose_second_copy_is_whole_are_not_called_lost(store: Path) -> None:
     break_it(store, 'meta-pack-gone', seed=1)
-    assert (store / 'mirror').is_dir() and Disk
+    assert (store / 'mirror').is_dir()
     lost = [one for one in found(store).findings if one.code == 'pack-missing']
     for one in lost:
         if 'second copy is whole' in one.what:
