@@ -84,7 +84,7 @@ def check(path: Path, options: Options, report: Report) -> None:
 def _check(path: Path, options: Options, report: Report, trust: Trust | None) -> None:
     try:
         store = Store(path, options.scratch)
-    except PermissionError as error:
+    except OSError as error:  # no right, or a disk that answers nothing
         report.could_not(str(path), error.strerror or str(error))
         return
     try:

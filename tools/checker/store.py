@@ -56,8 +56,8 @@ class Store:
     """A store that is looked at. `close` gives everything back."""
 
     def __init__(self, path: Path, scratch: Path | None = None) -> None:
-        """Invalid when `path` is no store, or there is no place for temporary files; PermissionError when
-        nobody lets us see. Nothing is opened yet."""
+        """Invalid when `path` is no store, or there is no place for temporary files; OSError when nobody lets
+        us see, or the disk does not answer. Nothing is opened yet."""
         if not path.is_dir():
             raise Invalid(f'{path} is not a directory')
         if not set(os.listdir(path)) & {'superblock', 'catalog.sqlite', 'packs'}:
@@ -65,7 +65,12 @@ class Store:
         self.path = path.resolve()
         if scratch is not None and not scratch.is_dir():
             raise Invalid(f'{scratch} is not a directory for temporary files')
-        self.scratch = Path(tempfile.mkdtemp(prefix='snapfs-fsck-', dir=scratch))
+        try:
+            self.scratch = Path(tempfile.mkdtemp(prefix='snapfs-fsck-', dir=scratch))
+        except OSError as error:
+            raise Invalid(
+                f'no temporary files can be made: {error.strerror}', advice='See --scratch.'
+            ) from error
         self.superblock: Superblock | None = None
         self.superblock_problem = ''  # why its copy is used instead
         self.copy: Path | None = None  # of the catalog

@@ -193,3 +193,33 @@ def test_the_map_of_damage_says_that_it_is_not_complete(
     with small():
         assert snapfs(['damage', str(image)]) == fsck.UNCHECKED
     assert 'NOT CHECKED' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_answers_nothing_is_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Found by a power cut below the store: fsck ended with a traceback."""
+
+    def fail(_path: object) -> list[str]:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr('tools.checker.store.os.listdir', fail)
+    report = Report()
+    check(tmp_path, Options(), report)
+    assert report.unchecked == [f'{tmp_path}: {os.strerror(number)}'] and not report.findings
+
+
+def test_without_room_for_temporary_files_nothing_is_said_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'superblock').touch()
+
+    def fail(**_options: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr('tools.checker.store.tempfile.mkdtemp', fail)
+    assert fsck.main([str(tmp_path)]) == 16
+    assert (
+        'no temporary files can be made: No space left on device. See --scratch.' in capsys.readouterr().err
+    )

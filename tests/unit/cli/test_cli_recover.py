@@ -62,7 +62,9 @@ def test_what_is_given_up_is_4_and_what_all_came_back_is_0(run, store, tmp_path)
     code, lines = run('recover', 'home@monday', '--donors', donors)
     assert code == 4
     assert any('what is lost for good is in its DAMAGE.json' in line for line in lines)
-    assert not any(line.startswith('Contents of ') for line in lines)  # where something is lost, all is hashed
+    assert not any(
+        line.startswith('Contents of ') for line in lines
+    )  # where something is lost, all is hashed
 
 
 def test_a_record_that_somebody_still_has_is_0(run, store):
