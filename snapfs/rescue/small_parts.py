@@ -12,8 +12,10 @@ what `fsync` had promised, so it is done only when it was asked for."""
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
@@ -185,14 +187,18 @@ def mend_journal(disk: Disk, store: Path, uuid: bytes, position: Position) -> Me
 
 
 def _whole(disk: Disk, path: Path) -> bytes:
-    """Return a journal file as long as it must be: zeros where it has nothing."""
+    """Return a journal file as long as it must be: zeros where it has nothing, or something else is in its
+    place. A link may lead to one, and is not followed: Corrupt."""
     data = b''
     try:
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            return bytes(limits.JOURNAL_BYTES)
         data = _beginning(disk, path, limits.JOURNAL_BYTES)
     except FileNotFoundError:
         pass
     except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.EISDIR):
+        if error.errno != errno.ENOTDIR:
             raise
     return data.ljust(limits.JOURNAL_BYTES, b'\0')
 

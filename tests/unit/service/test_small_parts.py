@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,21 @@ def test_an_audit_log_that_is_gone_stops_the_collector_and_nobody_else(store, tm
         latched, health = on(store, look)
         assert latched is not None and 'audit log is gone' in health
         assert damages(store) == []
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_something_else_in_the_place_of_a_journal_file_goes_aside(store, make):
+    """The advice of the mount was a rebuild, and that of the rebuild to keep it as it is."""
+    (store / 'journal' / '1').unlink()
+    make(store / 'journal' / '1')
+    told = rebuilt(store, journal=True)
+    assert told['kept'] == ['journal.lost-1']
+    assert damages(store) == []
+
+
+def test_a_link_in_the_place_of_a_journal_file_is_not_followed_nor_given_up(store, tmp_path):
+    (store / 'journal' / '1').rename(tmp_path / 'elsewhere')
+    (store / 'journal' / '1').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(Corrupt, match='symbolic'):
+        rebuilt(store, journal=True)
+    assert (tmp_path / 'elsewhere').is_file()
