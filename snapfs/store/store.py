@@ -333,6 +333,10 @@ class Store:
             except Refused as error:
                 log.warning('damage is not recorded in the catalog: %s', error)
 
+    def forget_freed_damage(self) -> None:
+        """Forget the losses of chunks that have been freed: nobody misses them."""
+        self.chunks.unreadable.difference_update(damage.forget_freed(self.catalog))
+
     def _condemned_read(self, id: bytes, table: str) -> None:
         """P7: a chunk was needed that a batch had condemned. The verdict was wrong; deletion stops, reading
         goes on."""
