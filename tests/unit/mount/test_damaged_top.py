@@ -64,9 +64,10 @@ async def test_what_is_lost_answers_eio(kit: Kit) -> None:
         await kit.list(top(kit))
     async with refused(errno.EIO):
         await kit.adapter.mkdir(node, b'new', 0o755, ADMIN)
-    deep = nodeids.encode_node(NodeKind.SNAPSHOTS, kit.engine.heads()['home'].number, 17)
-    async with refused(errno.EIO):
-        await kit.adapter.getattr(deep, ADMIN)
+    home = kit.engine.heads()['home'].number
+    for kind in (NodeKind.LIVE, NodeKind.SNAPSHOTS):
+        async with refused(errno.EIO):
+            await kit.adapter.getattr(nodeids.encode_node(kind, home, 17), ADMIN)
 
 
 async def test_nobody_knows_whom_it_let_in_so_it_lets_in_the_owner_of_the_store(kit: Kit) -> None:
@@ -108,3 +109,18 @@ async def test_a_clone_of_a_whole_snapshot_works_beside_it(engine: Engine) -> No
     await engine.volume_clone('home', 'monday', 'copy')
     assert await kit.list('') == [b'home', b'copy']
     assert await kit.read('copy/docs/a') == b'old'
+
+
+async def test_a_snapshot_whose_top_node_is_lost_has_no_stand_in(engine: Engine) -> None:
+    """Nothing lies behind it that could be whole."""
+    row = engine.snapshot_find('home', 'monday')
+    await engine.close()
+    lose_top_node(engine.store.path, 'snapshot', 'monday')
+    again = await Engine.open(engine.store.path, engine.store.disk, engine.world)
+    kit = Kit(again)
+    assert await kit.list('home/.snapshots') == [b'monday']
+    async with refused(errno.EIO):
+        await kit.node('home/.snapshots/monday')
+    async with refused(errno.EIO):
+        await kit.adapter.getattr(nodeids.encode_node(NodeKind.SNAPSHOT, row.number, 1), ADMIN)
+    await again.close()
