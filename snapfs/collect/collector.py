@@ -348,7 +348,9 @@ class Collector:
         returned = [
             id for name in (RETURNED, EXCLUDED) for ids in files.ids(number, name, 10_000) for id in ids
         ]
-        return self.batches.finish(number, returned)
+        row = self.batches.finish(number, returned)
+        self.store.forget_freed_damage()
+        return row
 
     # --- proof -------------------------------------------------------------------------------------------
     def proof_spec(self, row: BatchRow) -> ProofSpec:

@@ -166,8 +166,7 @@ class Adapter(pyfuse3.Operations):
         if view is not None:
             if name not in (b'.', b'..') and not space.reserved(parent_node, name):
                 return None
-            directory = await view.inode(parent_node & INO_MASK)
-            found = await space.lookup_reserved(view, directory, name)
+            found = await space.lookup_reserved(view, parent_node & INO_MASK, name)
         else:
             place = space.place(parent_node)
             if name == b'.':
@@ -308,7 +307,9 @@ class Adapter(pyfuse3.Operations):
         view = self._views.get(inode >> INO_BITS)
         if view is None:
             return await self.namespace.place_or_tree(inode)
-        found = view.cached(inode & INO_MASK) or await view.inode(inode & INO_MASK)
+        found = view.cached(inode & INO_MASK)
+        if found is None:
+            return await self.namespace.tree_attributes(view, inode & INO_MASK)
         return found.attributes or self.namespace.attributes(view, found)
 
     @translate_errors

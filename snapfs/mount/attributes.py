@@ -83,6 +83,16 @@ def unreadable_attributes(node: int, owner: tuple[int, int], time_ns: int) -> En
     return attributes
 
 
+def closed_attributes(node: int, owner: tuple[int, int], time_ns: int) -> EntryAttributes:
+    """Return what stands for a volume's top directory that cannot be read, so that the kernel walks through
+    it to the snapshots, which may be whole (P7).
+
+    Nobody knows any more whom it let in: it lets in `owner` alone, and root. Asked for again soon, for it may
+    come back.
+    """
+    return place_attributes(node, stat.S_IFDIR | 0o500, owner, time_ns, entry_timeout=0.0)
+
+
 def missing_entry(timeout_seconds: float) -> EntryAttributes:
     """Return the answer 'there is no such name', which the kernel may believe for so long."""
     attributes = EntryAttributes()

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, cast
 from pyfuse3 import EntryAttributes
 
 from snapfs import limits
-from snapfs.errors import Refused, Unavailable
+from snapfs.errors import Corrupt, Refused, Unavailable
 from snapfs.mount import control, evidence, nodeids, pending, quarantine, trash
-from snapfs.mount.attributes import inode_attributes
+from snapfs.mount.attributes import closed_attributes, inode_attributes
 from snapfs.mount.nodeids import ROOT_NODE, ROOT_TREE, SNAPSHOT_TREE, Control, NodeKind
 from snapfs.mount.places import Place, text_name
 from snapfs.mount.root import CONTROL_NAME, SNAPSHOTS_NAME, MountRoot
@@ -166,6 +166,16 @@ class Namespace:
             known = inode.attributes = inode_attributes(self.tree_node(view, inode.ino), inode)
         return known
 
+    async def tree_attributes(self, view: View, ino: int) -> EntryAttributes:
+        """Return the attributes of a file of a view, and what stands for a volume's top directory that cannot
+        be read. Corrupt for all else that cannot be read, Refused(ESTALE) for what is not there."""
+        try:
+            return self.attributes(view, await view.inode(ino))
+        except Corrupt:
+            if ino != limits.INO_ROOT or not view.writable:
+                raise
+            return closed_attributes(self.tree_node(view, ino), self.owner, self.started_ns)
+
     # --- places ------------------------------------------------------------------------------------------
     def place(self, node: int) -> Place:
         """Return the place of a node id that is in no view. Refused(ESTALE): there is none."""
@@ -214,31 +224,35 @@ class Namespace:
             return True
         return name == CONTROL_NAME and parent_node & nodeids.INO_MASK == limits.INO_ROOT
 
-    async def lookup_reserved(self, view: View, directory: Inode, name: bytes) -> EntryAttributes | None:
+    async def lookup_reserved(self, view: View, ino: int, name: bytes) -> EntryAttributes | None:
         """Look up `.`, `..`, `.snapshots` or `.snapfs` from a directory of a view; None: no such thing.
 
         `.` and `..` are asked for only when a file handle from before a remount is used. `.` then is asked of
         files too.
         """
         if name == b'.':
-            return self.attributes(view, directory)
-        if not directory.is_directory():
-            raise Refused(errno.ENOTDIR)
+            return await self.tree_attributes(view, ino)
         if name == b'..':
-            return await self._above(view, directory)
+            return await self._above(view, ino)
+        # A top directory is not looked at: its snapshots are there when it cannot be read.
+        if ino != limits.INO_ROOT and not (await view.inode(ino)).is_directory():
+            raise Refused(errno.ENOTDIR)
         if not view.writable:
             return None
         if name == SNAPSHOTS_NAME:
-            node = nodeids.encode_node(NodeKind.SNAPSHOTS, view.number, directory.ino)
+            node = nodeids.encode_node(NodeKind.SNAPSHOTS, view.number, ino)
             return await self.place(node).attributes()
-        if name == CONTROL_NAME and directory.ino == limits.INO_ROOT and view is self.root_head:
+        if name == CONTROL_NAME and ino == limits.INO_ROOT and view is self.root_head:
             return await self.place(nodeids.control_node(Control.DIRECTORY)).attributes()
         return None
 
-    async def _above(self, view: View, directory: Inode) -> EntryAttributes:
-        if directory.ino != limits.INO_ROOT:
-            return self.attributes(view, await view.inode(directory.parent))
-        return await self.place_or_tree(self.above_root(view))
+    async def _above(self, view: View, ino: int) -> EntryAttributes:
+        if ino == limits.INO_ROOT:
+            return await self.place_or_tree(self.above_root(view))
+        directory = await view.inode(ino)
+        if not directory.is_directory():
+            raise Refused(errno.ENOTDIR)
+        return await self.tree_attributes(view, directory.parent)
 
     def above_root(self, view: View) -> int:
         """Return the node id of the directory that holds a view's root directory."""
@@ -259,7 +273,7 @@ class Namespace:
         view = self.find_view(node)
         if view is None:
             return await self.place(node).attributes()
-        return self.attributes(view, await view.inode(node & nodeids.INO_MASK))
+        return await self.tree_attributes(view, node & nodeids.INO_MASK)
 
     # --- what the kernel knows ---------------------------------------------------------------------------
     def give(self, parent_node: int, name: bytes, node: int) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from pyfuse3 import EntryAttributes
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Refused
+from snapfs.errors import Refused
 from snapfs.mount import nodeids
-from snapfs.mount.attributes import place_attributes, unreadable_attributes
+from snapfs.mount.attributes import place_attributes
 from snapfs.mount.nodeids import Control
 from snapfs.mount.places import (
     COOKIE_FIRST,
@@ -59,12 +59,7 @@ class MountRoot(Place):
             cookie = COOKIE_FIRST + head.number
             if cookie > after:
                 name = byte_name(head.name)
-                try:
-                    attributes = await self._entry(head, name)
-                except Corrupt:  # a damaged volume must not hide the others
-                    node = self.namespace.tree_node(head, limits.INO_ROOT)
-                    attributes = unreadable_attributes(node, self.namespace.owner, self.namespace.started_ns)
-                result.append(PlaceEntry(cookie, name, attributes))
+                result.append(PlaceEntry(cookie, name, await self._entry(head, name)))
         return result
 
     async def make_directory(self, name: bytes, mode: int, caller: Caller) -> EntryAttributes:
@@ -110,6 +105,7 @@ class MountRoot(Place):
             raise Refused(errno.EPERM)
 
     async def _entry(self, head: Head, name: bytes) -> EntryAttributes:
-        attributes = self.namespace.attributes(head, await head.inode(limits.INO_ROOT))
+        # A damaged volume hides neither the others nor its snapshots.
+        attributes = await self.namespace.tree_attributes(head, limits.INO_ROOT)
         self.namespace.give(self.node, name, attributes.st_ino)
         return attributes

@@ -26,7 +26,12 @@ from pyfuse3 import EntryAttributes
 from snapfs import limits
 from snapfs.errors import Corrupt, Refused
 from snapfs.mount import nodeids
-from snapfs.mount.attributes import inode_attributes, place_attributes, unreadable_attributes
+from snapfs.mount.attributes import (
+    closed_attributes,
+    inode_attributes,
+    place_attributes,
+    unreadable_attributes,
+)
 from snapfs.mount.nodeids import NodeKind
 from snapfs.mount.places import (
     COOKIE_FIRST,
@@ -58,6 +63,8 @@ class SnapshotsDirectory(Place):
 
     async def attributes(self) -> EntryAttributes:
         live = await self._live()
+        if live is None:
+            return closed_attributes(self.node, self.namespace.owner, self.namespace.started_ns)
         # Sticky too: where all may make files and none may touch another's, that goes for snapshots as well.
         mode = live.mode & 0o1777 if self._top() else live.mode & 0o777 & ~WRITE_BITS
         owner = live.uid, live.gid
@@ -107,6 +114,7 @@ class SnapshotsDirectory(Place):
     async def make_directory(self, name: bytes, mode: int, caller: Caller) -> EntryAttributes:
         self._only_at_top()
         volume = self._head().name
+        await self._head().inode(self.ino)  # nobody wants a snapshot of what cannot be read
         row = await self.engine.snapshot_create(volume, text_name(name), caller_name(caller))
         attributes = await self._entry(row, name)
         if attributes is None:
@@ -149,8 +157,15 @@ class SnapshotsDirectory(Place):
             raise Refused(errno.ESTALE)
         return head
 
-    async def _live(self) -> Inode:
-        inode = await self._head().inode(self.ino)
+    async def _live(self) -> Inode | None:
+        """Return the live directory, or None for a volume's top directory that cannot be read: it is there,
+        and what it was in the past may be whole."""
+        try:
+            inode = await self._head().inode(self.ino)
+        except Corrupt:
+            if not self._top():
+                raise
+            return None
         if inode.nlink == 0 or not inode.is_directory():
             raise Refused(errno.ESTALE)
         return inode

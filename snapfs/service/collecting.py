@@ -206,8 +206,8 @@ class Collecting:
 
     def _troubles(self) -> list[str]:
         """Return what speaks against collecting, as far as the engine knows (L18)."""
-        health = self.engine.health()
-        return [] if health == 'ok' or health.startswith(('full', 'collector')) else [health]
+        found = self.engine.trouble()
+        return [] if found is None else [found]
 
     def _unproved(self) -> list[BatchRow]:
         """Return the freed batches whose last proof was broken off (L13)."""

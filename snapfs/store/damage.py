@@ -13,16 +13,24 @@ from snapfs.store.catalog import Catalog
 
 READ, SCRUB, RECOVERY = 'read', 'scrub', 'recovery'
 _REASON_CHARACTERS = 500
+_FREED = 'SELECT id FROM damage WHERE id IN (SELECT id FROM freed) AND id NOT IN (SELECT id FROM chunk)'
 
 
 def load(catalog: Catalog) -> set[bytes]:
     """Return the ids of all chunks that are known to be lost. Rows of chunks that have been freed go."""
-    if catalog.query('SELECT 1 FROM damage LIMIT 1'):
-        with catalog.transaction() as db:
-            db.execute(
-                'DELETE FROM damage WHERE id IN (SELECT id FROM freed) AND id NOT IN (SELECT id FROM chunk)'
-            )
+    forget_freed(catalog)
     return {id for (id,) in catalog.query('SELECT id FROM damage')}
+
+
+def forget_freed(catalog: Catalog) -> set[bytes]:
+    """Take away the rows of chunks that have been freed, and return their ids. Called before the pack of such
+    a chunk goes, and its row in `freed` with it."""
+    if not catalog.query('SELECT 1 FROM damage LIMIT 1'):
+        return set()
+    with catalog.transaction() as db:
+        found = {id for (id,) in db.execute(_FREED)}
+        db.executemany('DELETE FROM damage WHERE id = ?', [(id,) for id in found])
+    return found
 
 
 def record(catalog: Catalog, changes: Mapping[bytes, str | None], by: str, now_ns: int) -> None:

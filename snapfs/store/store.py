@@ -145,7 +145,8 @@ class Store:
             disk.latch(f'{path}: {readonly.REASON}', readonly.ADVICE)
         for name in DIRECTORIES:
             if not disk.exists(path / name):
-                raise Corrupt(f'{path / name} is missing')  # P10: it is not an empty one
+                # P10: it is not an empty one
+                raise Corrupt(f'{path / name} is missing', advice=_way_out_of_hole(path, name))
         self.catalog = self._with_reserve(lambda: Catalog.open(disk, path / 'catalog.sqlite'))
         self._parts.append(self.catalog)
         self.registry = Registry(self.catalog)
@@ -333,6 +334,10 @@ class Store:
             except Refused as error:
                 log.warning('damage is not recorded in the catalog: %s', error)
 
+    def forget_freed_damage(self) -> None:
+        """Forget the losses of chunks that have been freed: nobody misses them."""
+        self.chunks.unreadable.difference_update(damage.forget_freed(self.catalog))
+
     def _condemned_read(self, id: bytes, table: str) -> None:
         """P7: a chunk was needed that a batch had condemned. The verdict was wrong; deletion stops, reading
         goes on."""
@@ -431,6 +436,26 @@ def _way_out_of_journal(store: Path) -> str:
     return (
         'Nothing was changed. What the journal holds can be read with snapfs-dump. To go on without what is '
         f'damaged, which stays: snapfs rebuild {store} {store / "catalog.new"} --install --journal.'
+    )
+
+
+def _way_out_of_hole(store: Path, name: str) -> str:
+    """Say what helps somebody whose store lacks one of its directories."""
+    recover = f'snapfs recover VOLUME@SNAPSHOT --store {store}'
+    nodes = f'what {store / "mirror"} has of it comes back'
+    files = f'{recover} --donors DIRECTORY, and snapfs damage {store} names the files that are lost'
+    after = {
+        'packs': f'{files}; of nodes {nodes}',
+        'packs/data': files,
+        'packs/meta': f'{recover}, or snapfs scrub --store {store}: {nodes}',
+        'batches': f'snapfs fsck {store}, which says what receipts are lost',
+    }[name]
+    made = ' '.join(str(store / one) for one in DIRECTORIES if one.startswith(f'{name}/')) or str(
+        store / name
+    )
+    return (
+        'Nothing was changed. It may lie on a disk that is not mounted. If it is really lost: '
+        f'mkdir{" -p" * (name == "packs")} {made}; {after}.'
     )
 
 

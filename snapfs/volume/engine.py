@@ -298,6 +298,23 @@ class Engine(Administration):
 
     def health(self) -> str:
         """Return `ok`, or in one line what is wrong."""
+        found = self.trouble()
+        if found is not None:
+            return found
+        lost = len(self.store.chunks.unreadable)
+        if lost:
+            count = '1 chunk is' if lost == 1 else f'{lost} chunks are'
+            return f'damaged: {count} known to be lost; snapfs damage names the files'
+        if self.core.budget.full:
+            return 'full: the disk below has no room'
+        return 'ok'
+
+    def trouble(self) -> str | None:
+        """Return in one line what speaks against deleting anything, or None.
+
+        That something was found lost in an earlier session does not: else it would stay for ever, for only
+        the collector frees what is lost.
+        """
         if self.core.budget.stopped is not None:
             return f'read-only: {self.core.budget.stopped}'
         if self.core.budget.failed is not None:
@@ -315,6 +332,4 @@ class Engine(Administration):
         standstill = None if self.standstill is None else self.standstill()
         if standstill is not None:  # a latch that could not be written down
             return f'the collector is stopped: {standstill}'
-        if self.core.budget.full:
-            return 'full: the disk below has no room'
-        return 'ok'
+        return None

@@ -3,9 +3,10 @@
 import errno
 import os
 import random
-import sqlite3
+import stat
 from pathlib import Path
 
+from tests.support.losses import lose_top_node
 from tests.support.mounted import Mount, names, refused
 
 SIZE = 1 << 20
@@ -63,18 +64,6 @@ def test_a_write_into_a_file_whose_pack_is_missing(mounted: Mount) -> None:
     assert (home / 'lost').read_bytes() == (home / '.snapshots/after/lost').read_bytes() == whole
 
 
-def lose_top_node(store: Path, table: str, name: str) -> None:
-    """Turn a bit in both copies of the top node of a volume or a snapshot."""
-    with sqlite3.connect(store / 'catalog.sqlite') as db:
-        rows = dict(db.execute('SELECT CAST(name AS TEXT), root FROM ' + table).fetchall())
-    for path in [*(store / 'packs/meta').glob('*/*'), *(store / 'mirror').glob('*/*')]:
-        data = bytearray(path.read_bytes())
-        at = data.find(rows[name])  # in the header of its record; the payload follows
-        if at >= 0:
-            data[at + 60] ^= 1
-            path.write_bytes(data)
-
-
 def test_a_damaged_top_node_does_not_hide_its_neighbours(mounted: Mount) -> None:
     """P7: a listing names what cannot be read, and all the rest is there as before."""
     home = mounted.path / 'home'
@@ -86,7 +75,13 @@ def test_a_damaged_top_node_does_not_hide_its_neighbours(mounted: Mount) -> None
     (mounted.path / 'other/file').write_text('whole')
     mounted.stop()
     lose_top_node(mounted.store, 'snapshot', 'two')
-    mounted.expected += ['the payload has another id', 'not a Zstandard frame', 'damaged: ', 'lookup: ']
+    mounted.expected += [
+        'the payload has another id',
+        'not a Zstandard frame',
+        'damaged: ',
+        'lookup: ',
+        'readdir: ',
+    ]
     mounted.start()
     assert names(home / '.snapshots') == ['one', 'three', 'two']
     assert names(home / '.snapshots/three') == ['one', 'three', 'two']
@@ -96,4 +91,19 @@ def test_a_damaged_top_node_does_not_hide_its_neighbours(mounted: Mount) -> None
     mounted.start()
     assert names(mounted.path) == ['home', 'other']
     assert (mounted.path / 'other/file').read_text() == 'whole'
-    refused(errno.EIO, os.stat, home)
+    refused(errno.EIO, os.listdir, home)
+    refused(errno.EIO, os.stat, home / 'now')
+    the_past_is_there(home)
+    mounted.restart(volume='home')
+    refused(errno.EIO, os.listdir, mounted.path)
+    the_past_is_there(mounted.path)
+    assert (mounted.path / '.snapfs/health').read_text().startswith('damaged: ')
+
+
+def the_past_is_there(volume: Path) -> None:
+    """A volume whose own top node is lost still leads to its snapshots (P7)."""
+    assert stat.S_IMODE(volume.stat().st_mode) == 0o500
+    assert names(volume / '.snapshots') == ['one', 'three', 'two']
+    assert names(volume / '.snapshots/three') == ['one', 'three', 'two']
+    assert (volume / '.snapshots/three/three').read_text() == 'three'
+    refused(errno.EIO, os.listdir, volume / '.snapshots/two')

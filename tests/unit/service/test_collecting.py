@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from snapfs import limits
 from snapfs.collect.incidents import Alarm
 from snapfs.collect.states import batches
 from snapfs.errors import Held, Invalid, Latched
 from snapfs.service.collecting import Collecting, Waiting
+from snapfs.store import damage
 from tests.support.collecting import (
     DAY,
     collected,
@@ -73,6 +75,30 @@ async def test_space_comes_back_and_nothing_else_goes(collecting: Collecting) ->
     forget(engine)
     assert await read_tree(engine.head('home')) == live
     assert collecting.collector.incidents.latched() is None
+
+
+async def test_what_is_known_to_be_lost_stops_nothing_and_goes_when_it_is_freed(
+    collecting: Collecting,
+) -> None:
+    """Else health would say for ever that a chunk is lost that nobody has any more."""
+    engine = collecting.engine
+    await past(collecting)
+    store = engine.store
+    view = engine.snapshot_view(engine.request_list()[-1].view)
+    assert view is not None
+    inode = await view.lookup(await view.inode(limits.INO_ROOT), b'old0')
+    assert inode is not None
+    lost = {extent[2]: 'gone' for extent in await view.extents(inode.ino, 0, inode.size)}
+    other = bytes(31) + b'x'  # in no index: it is not freed, and stays known
+    damage.record(store.catalog, {**lost, other: 'gone'}, damage.READ, 1)
+    store.chunks.unreadable |= {*lost, other}
+    for _ in range(2):
+        assert engine.health().startswith(f'damaged: {len(lost) + 1} chunks are known to be lost')
+        await collecting.collect()
+        let_time_pass(collecting, 8 * DAY)
+    assert store.chunks.unreadable == {other}
+    assert damage.known(store.catalog, {*lost, other}) == {other}
+    assert engine.health().startswith('damaged: 1 chunk is known to be lost')
 
 
 async def test_a_request_is_taken_back_out_of_quarantine(collecting: Collecting) -> None:

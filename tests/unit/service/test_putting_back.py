@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from snapfs.errors import Latched, SnapfsError
+from snapfs.errors import Corrupt, Latched, SnapfsError
 from snapfs.format.records import HEADER_BYTES
 from snapfs.rescue.copies import look_at_copies
 from snapfs.rescue.recover_values import Copies, CopiesSpec, PackCopy
@@ -129,6 +129,32 @@ def test_everything_meta_is_gone_and_comes_back(store):
     (store / 'packs' / 'meta').mkdir()
     assert on(store, recover)['put_back']['packs'] >= 4
     assert damages(store) == []
+    assert trees(store) == wanted
+
+
+def damaged_ids(path: Path) -> int:
+    with sqlite3.connect(path / 'catalog.sqlite') as db:
+        (count,) = db.execute('SELECT count(*) FROM damage').fetchone()
+    return int(count)
+
+
+@pytest.mark.parametrize('command', [recover, scrub])
+def test_the_whole_directory_is_gone_and_what_the_refusal_says_brings_it_back(store, command):
+    """Everybody refused, and nobody said what to do."""
+    wanted = trees(store)
+    packs = {name: file_of(store, name).read_bytes() for _, name, _, _ in meta_packs(store)}
+    shutil.rmtree(store / 'packs/meta')
+    with pytest.raises(Corrupt, match='packs/meta is missing') as caught:
+        on(store, command)
+    made = (
+        f'mkdir {store}/packs/meta; snapfs recover VOLUME@SNAPSHOT --store {store}, or snapfs scrub --store '
+    )
+    assert made in caught.value.line()
+    (store / 'packs/meta').mkdir()
+    assert on(store, command)['put_back']['packs'] >= 3
+    for name, data in packs.items():
+        assert file_of(store, name).read_bytes().startswith(data), name
+    assert damages(store) == [] and not damaged_ids(store)
     assert trees(store) == wanted
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -147,5 +149,14 @@ def test_a_missing_directory_is_damage(store, name, clean):
     """P10: it is not an empty one, and not a disk that cannot be written."""
     store.close(clean=clean)
     shutil.rmtree(store.path / name)
-    with pytest.raises(Corrupt, match=f'{name}.* is missing'):
+    with pytest.raises(Corrupt, match=f'{name}.* is missing') as caught:
         Store.open(store.path, Disk(), store.world)
+    assert not (store.path / name).exists()
+    line = caught.value.line()
+    assert 'on a disk that is not mounted' in line, 'making it anew would be wrong then'
+    command = re.search(r'mkdir( -p)? ([^ ;]+( [^ ;]+)?); (snapfs [^.]*)', line)
+    assert command, line
+    assert str(store.path) in command[4]
+    for made in command[2].split():
+        Path(made).mkdir(parents=True)
+    Store.open(store.path, Disk(), store.world).close(clean=True)

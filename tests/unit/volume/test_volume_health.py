@@ -14,7 +14,8 @@ from snapfs.store.packs import pack_path
 from snapfs.volume.engine import Engine
 from snapfs.volume.head import Head
 from snapfs.volume.inode import Inode
-from tests.support.stores import fresh_engine
+from tests.support.losses import lose_top_node
+from tests.support.stores import fresh_engine, reopen
 
 FILE = stat.S_IFREG | 0o644
 
@@ -120,3 +121,70 @@ async def test_a_catalog_that_cannot_be_read_is_told_and_ends_nothing(
     assert status['health'] == 'damaged: catalog: database disk image is malformed'
     assert engine.counters() == status['counters']
     assert engine.writable()
+
+
+async def lost_file(engine: Engine) -> tuple[Engine, dict[Path, bytes]]:
+    """Store a file of one chunk, take the packs of data away, and find that out; return what they were."""
+    head, root = await files(engine, 0)
+    await head.write(await head.make(root, b'f', FILE, 0, 0), 0, b'lost' * 1000)
+    engine = await reopen(engine)
+    packs = {path: path.read_bytes() for path in (engine.store.path / 'packs/data').glob('*/*')}
+    for path in packs:
+        path.unlink()
+    with pytest.raises(Corrupt):
+        await read_file(engine)
+    return engine, packs
+
+
+async def read_file(engine: Engine) -> bytes:
+    head = engine.head('home')
+    assert head is not None
+    inode = await head.lookup(await head.inode(limits.INO_ROOT), b'f')
+    assert inode is not None
+    return await head.read(inode, 0, inode.size)
+
+
+async def test_what_was_found_lost_is_told_after_a_restart(engine: Engine) -> None:
+    """It was `ok` again, while the catalog knew."""
+    engine, packs = await lost_file(engine)
+    assert engine.health().startswith('damaged: ')
+    for _ in range(2):
+        engine = await reopen(engine)
+        assert engine.health() == 'damaged: 1 chunk is known to be lost; snapfs damage names the files'
+    assert engine.trouble() is None, 'a person may have looked: it stops no collector'
+    for path, data in packs.items():
+        path.write_bytes(data)
+    assert await read_file(engine) == b'lost' * 1000
+    assert engine.health() == 'ok'
+    await engine.commit(always=True)
+    engine = await reopen(engine)
+    assert engine.health() == 'ok'
+    await engine.close()
+
+
+async def test_more_urgent_things_are_told_first(engine: Engine) -> None:
+    engine, _ = await lost_file(engine)
+    engine = await reopen(engine)
+    row = engine.store.catalog.incident_add('collector', 'a scrub found it', 7)
+    engine.core.budget.full = True
+    assert engine.health().startswith('the collector is stopped')
+    engine.store.catalog.incident_acknowledge(row.number, 'me', 8)
+    assert engine.health().startswith('damaged: 1 chunk '), 'it stays, and a full disk does not'
+    await engine.close()
+
+
+async def test_a_lost_node_that_a_reader_has_met_is_remembered(engine: Engine) -> None:
+    """Nothing else has changed: the last commit writes it down all the same."""
+    await files(engine, 300)
+    row = await engine.snapshot_create('home', 's', 'me')
+    await files(engine, 1, 1000)
+    await engine.close()
+    lose_top_node(engine.store.path, 'snapshot', 's')
+    engine = await Engine.open(engine.store.path, engine.store.disk, engine.world)
+    view = engine.snapshot_view(row.number)
+    assert view is not None
+    with pytest.raises(Corrupt):
+        await view.inode(limits.INO_ROOT)
+    engine = await reopen(engine)
+    assert engine.health().startswith('damaged: 1 chunk ')
+    await engine.close()
