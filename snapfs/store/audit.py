@@ -107,12 +107,16 @@ class AuditLog:
     def begin_again(cls, disk: Disk, path: Path, world: World, head: AuditHead | None) -> AuditLog:
         """Open a log that `open` found Corrupt or gone. Its bytes stay; the next line begins a new segment
         behind them, as the successor of the line that the catalog knows. The caller says in it what happened.
+        Where nothing may be written a log that is gone stays gone.
         """
         log = cls(disk, path, world)
+        before = head.end if head is not None else START
+        if disk.latched is not None and not disk.exists(path):
+            log.known = AuditHead(before, before)
+            return log
         if not disk.exists(path):
             disk.write_file(path, b'')
         log._fd = disk.open_read(path) if disk.latched else disk.open_write(path, create=False)
-        before = head.end if head is not None else START
         log._separator = b'\n'  # the last line may have no end
         place = Place(disk.size(log._fd) + len(log._separator), before.lines, before.hash)
         log.known = AuditHead(place, place)

@@ -141,8 +141,7 @@ class Store:
 
     def _open_parts(self) -> None:
         disk, path, uuid = self.disk, self.path, self.superblock.uuid
-        if disk.is_read_only(path):
-            disk.latch(f'{path}: {readonly.REASON}', readonly.ADVICE)
+        readonly.stop_writing(disk, path)
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 raise Corrupt(f'{path / name} is missing')  # P10: it is not an empty one
@@ -197,8 +196,6 @@ class Store:
         except (Corrupt, FileNotFoundError) as error:
             broken = str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
             log.critical('the collector stops: %s', broken)
-            if self.disk.latched is not None and isinstance(error, FileNotFoundError):
-                raise  # nothing may be written, and there is nothing to read
             self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
         self._parts.append(self.audit)
@@ -278,6 +275,11 @@ class Store:
         finally:
             self._parts.clear()
             self.lock.release()
+
+    @property
+    def still(self) -> bool:
+        """Whether the catalog is read as a file that nobody changes, and nothing is made beside it."""
+        return self.catalog.still
 
     @property
     def committed_sequence(self) -> int:
