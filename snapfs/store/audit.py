@@ -165,6 +165,7 @@ class AuditLog:
     def lines(self) -> Iterator[AuditLine]:
         """Every line from the first, verified; Corrupt at the first that does not follow from the one
         before."""
+        self._demand()
         previous, sequence, offset, rest = FIRST_PREVIOUS, 0, 0, b''
         end = self._disk.size(self._fd)
         while offset < end:
@@ -195,7 +196,12 @@ class AuditLog:
     def verify_against(self, head: AuditHead | None) -> Place:
         """Read the log from the head's base on and return where it ends. Corrupt when the chain is broken, or
         is not the one that leads through the head; `head` None: any chain from the start will do."""
+        self._demand()
         return self._verify(head, self.known.end.bytes)
+
+    def _demand(self) -> None:
+        if self._fd < 0:
+            raise Corrupt('the audit log is gone')
 
     def _verify(self, head: AuditHead | None, size: int) -> Place:
         last, wanted = START, START
@@ -247,6 +253,7 @@ class AuditLog:
         """Return the last lines, oldest first, as far as they can be read; unlike `verify` it reads only the
         end."""
         assert 0 < count <= 1000
+        self._demand()
         end = self.known.end.bytes - len(self._separator)
         start = max(0, end - count * limits.AUDIT_LINE_BYTES_MAX)
         texts = bytes(self._disk.pread(self._fd, end - start, start)).split(b'\n')[:-1]

@@ -161,6 +161,18 @@ def test_what_writes_is_12_there_as_a_mount_is(kept_store, below, words, capsysb
     assert b'read-only' in line and (b'What works there' in line or b'Copy the store' in line)
 
 
+def test_an_audit_log_that_is_gone_keeps_nobody_from_reading_there(kept_store, below, capsysbinary):
+    (kept_store / 'audit.log').unlink()
+    below(kept_store)
+    with small():
+        assert main(['snapshot', 'list', '--store', str(kept_store)]) == 0
+        assert b'home@tuesday' in capsysbinary.readouterr().out
+        for words in ((), ('--verify',)):
+            assert main(['audit', *words, '--store', str(kept_store)]) == 13
+            (line,) = capsysbinary.readouterr().err.splitlines()
+            assert b'audit log' in line
+
+
 def test_a_store_that_has_stopped_by_itself_is_14_all_the_same(kept_store, below, capsysbinary):
     async def stop(collecting: Collecting) -> None:
         collecting.engine.store.catalog.incident_add('store', 'a sync failed', 1)
