@@ -306,7 +306,10 @@ class Store:
                 str(self.disk.latched),
                 advice='Unmount the store and look at the disk below it; then acknowledge.',
             )
-        log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
+        try:
+            log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
+        except FileNotFoundError as error:
+            raise Corrupt('the audit log is gone', advice='Put it back from a copy of the store.') from error
         try:
             log.append(event)
         finally:

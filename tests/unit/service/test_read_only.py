@@ -246,6 +246,19 @@ def test_and_acknowledged_and_is_written_again_when_it_is_opened_next(kept_store
         assert not [one for one in report_of(kept_store).findings if one.severity == 'damage']
 
 
+def test_without_the_audit_log_it_can_be_looked_at_and_not_acknowledged(kept_store, capsysbinary):
+    async def stop(collecting: Collecting) -> None:
+        collecting.engine.store.catalog.incident_add('store', 'a sync failed', 1)
+
+    on(kept_store, stop)
+    (kept_store / 'audit.log').unlink()
+    with small():
+        assert main(['snapshot', 'list', '--store', str(kept_store)]) == 0
+        assert main(['incident', 'ack', '1', '--note', 'x', '--store', str(kept_store)]) == 13
+    (line,) = capsysbinary.readouterr().err.splitlines()
+    assert line == b'snapfs: the audit log is gone. Put it back from a copy of the store.'
+
+
 def test_who_has_met_the_failure_himself_cannot_acknowledge_it(kept_store):
     told: list[str] = []
 
