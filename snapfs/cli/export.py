@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,12 +61,27 @@ def opened_store() -> Iterator[Reader]:
     option, _as_json = click.get_current_context().obj
     store = client.locate(option, os.environ).store
     uuid = decode_superblock((store / 'superblock').read_bytes()).uuid
-    with as_verifier(Disk(), store):
+    with as_verifier(Disk(), store), _led_out(store):
         reader = Reader(store, uuid)
         try:
             yield reader
         finally:
             reader.close()
+
+
+@contextmanager
+def _led_out(store: Path) -> Iterator[None]:
+    """Whoever meets a catalog that is lost is told how a new one is made."""
+    try:
+        yield
+    except Corrupt as error:
+        text = str(error)
+        if text.startswith('catalog') and 'schema version' not in text and error.advice == Corrupt.advice:
+            error.advice = (
+                f'Make a new catalog: snapfs rebuild {shlex.quote(str(store))} '
+                f'{shlex.quote(str(store / "catalog.new"))} --install.'
+            )
+        raise
 
 
 def named_snapshot(reader: Reader, text: str) -> Snapshot:

@@ -4,8 +4,27 @@ from __future__ import annotations
 
 import click
 
+EXIT_USAGE = 16  # as fsck(8) has it
 
-@click.command('fsck', epilog='Example: snapfs fsck --quick /srv/store')
+
+class WrongCall(click.UsageError):
+    """A wrong call of fsck."""
+
+    exit_code = EXIT_USAGE
+
+
+class FsckCommand(click.Command):
+    """Ends with the exit code that fsck(8) gives to a wrong call."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As for every command, but for the exit code."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise WrongCall(error.format_message(), error.ctx) from error
+
+
+@click.command('fsck', cls=FsckCommand, epilog='Example: snapfs fsck --quick /srv/store')
 @click.argument('store', metavar='STORE')
 @click.option('--quick', is_flag=True, help='Structures, totals and presence; hash only nodes.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')

@@ -100,7 +100,7 @@ def run(action: object) -> int:
     except click.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
-        return complain(_usage(error), EXIT_USAGE)
+        return complain(_usage(error), max(error.exit_code, EXIT_USAGE))
     except SnapfsError as error:
         return complain(error.line(), error.exit_code)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,14 @@ def call_watched(command: str, directory: str | None = None, **arguments: Any) -
     target = client.locate(store, os.environ, directory)
     with bar(sys.stderr.isatty() and not as_json) as watch:
         return client.call(target, command, arguments, watch=watch)
+
+
+def store_words() -> str:
+    """Return `--store STORE`, as it is said to a person who is to call another command for this store."""
+    from snapfs.service import client
+
+    store, _as_json = click.get_current_context().obj
+    return f'--store {shlex.quote(str(client.locate(store, os.environ).store))}'
 
 
 def show(value: Any, render: Callable[[Any], None]) -> None:
@@ -108,6 +117,14 @@ def moment(time_ns: int | None) -> str:
     if time_ns is None:
         return '-'
     return datetime.fromtimestamp(time_ns // NANOSECONDS).strftime('%Y-%m-%d %H:%M:%S')
+
+
+def moment_utc(time_ns: int) -> str:
+    """Return a point of time in UTC; a number that is none goes out as it is."""
+    try:
+        return datetime.fromtimestamp(time_ns // NANOSECONDS, UTC).strftime('%Y-%m-%d %H:%M:%S')
+    except (OverflowError, ValueError, OSError):
+        return str(time_ns)
 
 
 def size(count: int | None) -> str:

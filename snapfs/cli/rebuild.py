@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from snapfs.cli import output
-from snapfs.errors import Held, Invalid
+from snapfs.errors import Corrupt, Invalid, Refused
 
 
 @click.command('rebuild', epilog='Example: snapfs rebuild /srv/store /srv/store/catalog.new --install')
@@ -56,14 +57,29 @@ def rebuild_command(
 
 
 def _backups(store: Path) -> Any:
-    from snapfs.service.client import check_store
+    from snapfs import limits
+    from snapfs.rescue import small_parts
     from snapfs.store import backup as backups
     from snapfs.store.durable import Disk
 
-    if not (store / backups.FOLDER).is_dir():
-        check_store(store)
-    names = Disk().listdir(store / backups.FOLDER)
-    return {'backups': [name for name in names if name.endswith('.json')]}
+    disk = Disk()
+    try:
+        uuid = small_parts.find_superblock(disk, store).block.uuid
+    except (FileNotFoundError, NotADirectoryError):
+        raise Invalid(f'{store} is not a snapfs store') from None
+    folder, told = store / backups.FOLDER, []
+    for name in backups.names(disk, store):
+        path = folder / name
+        one: dict[str, Any] = {'name': name, 'path': str(path), 'made_ns': None, 'epoch': None}
+        one |= {'volumes': None, 'snapshots': None, 'problem': None}
+        try:
+            found = backups.decode(path, disk.read_file(path, limits.BACKUP_BYTES_MAX), uuid)
+            one |= {'made_ns': found.made_ns, 'epoch': found.epoch}
+            one |= {'volumes': len(found.tables['volume']), 'snapshots': len(found.tables['snapshot'])}
+        except (Corrupt, OSError) as error:
+            one['problem'] = str(error)
+        told.append(one)
+    return {'backups': told}
 
 
 def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_up: bool = False) -> Any:
@@ -103,14 +119,14 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_
         if install:
             result.kept = small_parts.restore_superblock(disk, store) if found.problem else []
             result.kept += install_new(disk, store, target, uuid, result.replay)
-        return asdict(result)
+        return {**asdict(result), 'read_only': disk.is_read_only(store)}
     finally:
         lock.release()
 
 
 def _small(disk: Any, store: Path, found: Any, install: bool, give_up: bool) -> Any:
-    """The catalog is whole: put back what else is damaged. Held when that would give up what was promised,
-    and nobody asked for it; or when nothing is damaged."""
+    """The catalog is whole: put back what else is damaged. Refused when that would give up what was
+    promised, and nobody asked for it; or when nothing is damaged."""
     from snapfs.rescue import rebuild_install, small_parts
 
     uuid, position = found.block.uuid, small_parts.position_of(store)
@@ -118,7 +134,8 @@ def _small(disk: Any, store: Path, found: Any, install: bool, give_up: bool) -> 
     if not problem and not found.problem:
         rebuild_install.refuse_whole(disk, store)
     if problem and not (give_up or position.clean):
-        raise Held(
+        raise Refused(
+            errno.EPERM,
             f'the catalog is whole, and the journal is not: {problem}',
             advice='What fsync promised after the damage is lost. To go on without it, add --journal; the '
             'journal as it is will be kept.',
@@ -142,7 +159,11 @@ def _progress(what: str, done: int, known: int) -> None:
 
 def _render(found: Any, store: str, target: str, install: bool) -> None:
     if 'backups' in found:
-        output.table(('backup',), [(name,) for name in found['backups']], 'There are no backups.')
+        columns = ('made (UTC)', 'epoch', 'volumes', 'snapshots', 'backup')
+        output.table(columns, [_backup_row(one) for one in found['backups']], 'There are no backups.')
+        for one in found['backups']:
+            if one['problem']:
+                output.say(one['problem'])
         return
     if 'small' in found:
         _render_small(found, store, install)
@@ -170,10 +191,18 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
             output.say(f'kept: {store}/{name}')
         output.say('It is in place. Next: snapfs fsck, mount, incident list')
     else:
+        when = ', when the disk below the store can be written again' if found['read_only'] else ''
         output.say(
-            f'The new catalog is {target}. To put one in place: '
+            f'The new catalog is {target}. To put one in place{when}: '
             f'snapfs rebuild {store} {Path(store) / "catalog.new"} --install'
         )
+
+
+def _backup_row(one: Any) -> tuple[str, ...]:
+    if one['problem']:
+        return ('unusable', '-', '-', '-', one['path'])
+    counts = (one['epoch'], one['volumes'], one['snapshots'])
+    return (output.moment_utc(one['made_ns']), *map(str, counts), one['path'])
 
 
 def _render_small(found: Any, store: str, install: bool) -> None:

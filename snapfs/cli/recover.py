@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from snapfs.cli import output
+from snapfs.errors import Invalid
 
 EXIT_LOST = 4
 
@@ -35,12 +36,14 @@ def recover_command(
     catalog is wrong, and the sibling is made of that tree.
 
     Before it decides, all its nodes and its chunks of up to 16 KiB are read and hashed; of longer ones it is
-    seen to that a record of that name and length stands in its place. --verify hashes them as well; the last
-    line says how many were not.
+    seen to that a record of that name and length stands in its place. Where anything is lost, and with
+    --verify, all are hashed; the last line says how many were not.
 
     Exit codes: 0 nothing is lost, or all of it came back; 4 something is lost for good (with --dry-run: is
     lost now); others as for every command, and nothing was given up then.
     """
+    if '' in donors:
+        raise Invalid('--donors is empty; name a directory')  # it would mean the one that one stands in
     found = output.call_watched(
         'recover',
         snapshot=snapshot,
@@ -113,5 +116,5 @@ def _say_looked(found: Any) -> None:
     scrubbed = f'scrubs have verified {found["verified_percent"]} % of it'
     output.say(
         f'Contents of {found["unhashed"]} chunks were not hashed; {was}; {scrubbed}. '
-        f'That does: snapfs recover --verify {found["snapshot"]}'
+        f'That does: snapfs recover --verify {found["snapshot"]} {output.store_words()}'
     )

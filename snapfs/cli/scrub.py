@@ -60,7 +60,11 @@ def _render(found: Any) -> None:
         say_put_back(found['put_back'])
         output.say('The disk has lost something: look at it. Whether the collector stopped: snapfs status.')
     if found['bad']:
-        output.say('The collector has stopped. Which files: snapfs damage. Next: snapfs recover.')
+        words = output.store_words()
+        output.say(
+            f'The collector has stopped. Which files: snapfs damage {words}. '
+            f'Next: snapfs recover VOLUME@SNAPSHOT {words}'
+        )
 
 
 def _render_status(found: Any) -> None:

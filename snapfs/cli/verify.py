@@ -114,7 +114,10 @@ def _told(title: str, recheck: Recheck, stated: str) -> dict[str, Any]:
 def _render(found: Any) -> None:
     if found['wrong']:
         output.table(('file', 'chunk', 'why'), [tuple(one.values()) for one in found['wrong']], '')
-        output.say(f'DAMAGED: {found["damaged"]} chunks. Next: snapfs recover --verify {found["snapshot"]}')
+        output.say(
+            f'DAMAGED: {found["damaged"]} chunks. Next: snapfs recover --verify {found["snapshot"]} '
+            f'{output.store_words()}'
+        )
     said = '' if found['wanted'] is None else ', as it should be' if found['right'] else ': WRONG'
     output.say(f'root {found["root"]}{said}')
     if not found['right']:

@@ -58,7 +58,7 @@ class Content:
 
 def look_at_copies(spec: CopiesSpec, progress: Progress = lambda done, known: None) -> Copies:
     """Say what the mirror can give back. Corrupt when the catalog cannot be read."""
-    reader = Reader(spec.store, spec.uuid)
+    reader = Reader(spec.store, spec.uuid, still=spec.still)
     try:
         return _Look(reader, spec, progress).run()
     finally:

@@ -42,8 +42,9 @@ class Place(NamedTuple):
 class Reader:
     """Reads a store that another process may own. `close` when done."""
 
-    def __init__(self, store: Path, uuid: bytes, disk: Disk | None = None) -> None:
-        """Corrupt when the catalog is not one of this version."""
+    def __init__(self, store: Path, uuid: bytes, disk: Disk | None = None, still: bool = False) -> None:
+        """Corrupt when the catalog is not one of this version. `still`: whoever wants it read has the store's
+        lock, and changes nothing meanwhile; then nothing is made beside the catalog."""
         self.store = store
         self.uuid = uuid
         self._disk = disk or Disk()
@@ -53,7 +54,7 @@ class Reader:
         if not path.is_file() or path.is_symlink():
             raise Corrupt('catalog.sqlite is missing')
         # Where there is an index, somebody may have the store open; then it is there to be read, too.
-        still = self._disk.is_read_only(path) and not Path(f'{path}-shm').exists()
+        still = still or (self._disk.is_read_only(path) and not Path(f'{path}-shm').exists())
         self._still = still_catalog(path) if still else None
         options = f'{self._still.uri}?mode=ro{self._still.options}' if self._still else ''
         options = options or f'file:{quote(str(path))}?mode=ro'

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Held, Invalid, SnapfsError, Unavailable
+from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError, Unavailable
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
@@ -108,11 +108,13 @@ def _proves_damage(error: sqlite3.Error) -> bool:
 
 
 def refuse_whole(disk: Disk, store: Path) -> None:
-    """Raise Held when the catalog is whole: there is nothing to make anew, and a rebuild would forget
-    things."""
+    """Raise Refused(EEXIST) when the catalog is whole: there is nothing to make anew, and a rebuild would
+    forget things."""
     if catalog_is_whole(disk, store):
-        raise Held(
-            'the catalog is whole, and a rebuild would only forget things', advice='See: snapfs fsck STORE.'
+        raise Refused(
+            errno.EEXIST,
+            'the catalog is whole, and a rebuild would only forget things',
+            advice=f'See: snapfs fsck {store}.',
         )
 
 
@@ -133,8 +135,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _is_ours(db: sqlite3.Connection) -> bool:
-    """Return whether a store would open with this catalog: its tables, its settings, the rows of names. Held
-    when a newer program has made it."""
+    """Return whether a store would open with this catalog: its tables, its settings, the rows of names.
+    Refused when a newer program has made it."""
     version = db.execute('PRAGMA user_version').fetchone()[0]
     application = db.execute('PRAGMA application_id').fetchone()[0]
     found = dict(db.execute('SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL'))
@@ -142,7 +144,7 @@ def _is_ours(db: sqlite3.Connection) -> bool:
         name: text.strip() for name, text in schema.TABLES.items()
     }
     if application == schema.APPLICATION_ID and version > schema.SCHEMA_VERSION and not same:
-        raise Held(f'the catalog is one of version {version}, which a newer program has made')
+        raise Refused(errno.EPERM, f'the catalog is one of version {version}, which a newer program has made')
     if application == schema.APPLICATION_ID and OLDEST_VERSION <= version < schema.SCHEMA_VERSION:
         return True  # it becomes one of this version when the store is opened
     if not same or version != schema.SCHEMA_VERSION:

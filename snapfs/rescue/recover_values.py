@@ -20,13 +20,14 @@ class Depth(IntEnum):
 class SurveySpec:
     """Which tree to look through. `root`: its top, None for an empty tree. `depth`: how closely to look
     at its data (a Depth). `donors`: directories with files that may have the same
-    bytes."""
+    bytes. `still`: as for a Reader."""
 
     store: Path
     uuid: bytes
     root: bytes | None
     depth: int
     donors: tuple[Path, ...]
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +114,13 @@ class Whole:
 class CopiesSpec:
     """Whether the mirror has what packs of nodes have lost. `every_node`: read them all to see; else only
     packs that are seen to be damaged. `writing`: packs that the store is writing to, which nobody makes
-    again."""
+    again. `still`: as for a Reader."""
 
     store: Path
     uuid: bytes
     every_node: bool
     writing: tuple[int, ...]
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ KEY_END = ino_range(limits.INO_MAX)[1]
 
 def survey(spec: SurveySpec, progress: Progress = lambda done, known: None) -> Survey:
     """Look through a tree. Corrupt when the catalog cannot be read; Unavailable when too much is lost."""
-    reader = Reader(spec.store, spec.uuid)
+    reader = Reader(spec.store, spec.uuid, still=spec.still)
     try:
         found = _Survey(reader, spec, progress).run()
         wanted = {one.id: one for one in found.lost}

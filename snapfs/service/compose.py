@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from snapfs import limits
-from snapfs.errors import SnapfsError
+from snapfs.errors import SnapfsError, Unavailable
 from snapfs.service import collect_commands, commands, rescue_commands, sockets, wire  # noqa: F401
 from snapfs.world import World
 
@@ -80,14 +80,23 @@ class Parts(Protocol):
 class RealParts:
     """The parts of a real daemon. Made for one mount."""
 
-    def __init__(self) -> None:
+    def __init__(self, reading: bool = False) -> None:
+        """`reading`: the store is opened without writing a byte, as on a filesystem that is read-only."""
+        self._reading = reading
         self._adapter: Adapter | None = None
 
     async def open_engine(self, store: Path, wait_seconds: float) -> Engine:
         from snapfs.store.durable import Disk
+        from snapfs.store.readonly import ReadingDisk
         from snapfs.volume.engine import Engine
 
-        return await Engine.open(store, Disk(), World(), wait_seconds=wait_seconds)
+        disk = ReadingDisk() if self._reading and not Disk().is_read_only(store) else Disk()
+        if self._reading and not disk.exists(store / 'lock'):
+            raise Unavailable(
+                f'{store / "lock"} is missing, and a dry run makes no file',
+                advice=f'Make an empty one: touch {store / "lock"}.',
+            )
+        return await Engine.open(store, disk, World(), wait_seconds=wait_seconds)
 
     def operations(self, engine: Engine, request: MountRequest) -> pyfuse3.Operations:
         from snapfs.mount.adapter import Adapter
@@ -139,6 +148,11 @@ def create_store(path: Path) -> None:
     Store.create(path, Disk(), World())
 
 
+def only_looks(request: wire.Request) -> bool:
+    """Whether a command was promised to change nothing. (A plan of the collector begins with a commit.)"""
+    return request.command == 'recover' and request.arguments.get('dry_run') is True
+
+
 async def call_engine(
     store: Path,
     request: wire.Request,
@@ -148,7 +162,7 @@ async def call_engine(
 ) -> object:
     """Open the store in this process, carry one command out, close the store. Entry point for trio.run.
     `watch` is told of the collector's progress now and then."""
-    parts = parts or RealParts()
+    parts = parts or RealParts(reading=only_looks(request))
     engine = await parts.open_engine(store, 1.0)
     # The nursery would wrap what goes wrong into a group; the caller wants the error itself.
     outcome: object = None

@@ -66,7 +66,7 @@ class PuttingBack:
     async def _look(self, every_node: bool) -> Copies:
         store = self._engine.store
         writing = tuple(sorted(store.chunks.writers[RecordKind.NODE].numbers()))
-        spec = CopiesSpec(store.path, store.superblock.uuid, every_node, writing)
+        spec = CopiesSpec(store.path, store.superblock.uuid, every_node, writing, store.still)
         found: Copies = await self._collecting.look('copies', lambda: spec, self._asker)
         return found
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfs import limits
-from snapfs.errors import Invalid, Latched, Refused, Unavailable
+from snapfs.errors import Invalid, Refused, Unavailable
 from snapfs.rescue import sibling
 from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
 from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
@@ -193,10 +193,9 @@ class Recovering:
         if wish.verify and wish.known_only:
             raise Invalid('to read all data and to look at none exclude each other: verify, known-only')
         if store.latched is not None and not wish.dry_run:
-            raise Latched(
-                f'the store is read-only, and a recovery writes: {store.latched}',
-                advice='Copy the store to a disk that works, and recover there.',
-            )
+            error = store.disk.refusal('the store is read-only, and a recovery writes: ')
+            error.advice = 'Copy the store to a disk that works, and recover there.'
+            raise error
         if not wish.dry_run and store.free_bytes() < limits.FREE_BYTES_MIN:
             raise Refused(28, f'a recovery needs {limits.FREE_BYTES_MIN // limits.MIB} MiB of free space')
         if wish.name is not None:
@@ -213,7 +212,8 @@ class Recovering:
 
     async def _survey(self, row: SnapshotRow, wish: Wish) -> Survey:
         store = self._engine.store
-        spec = SurveySpec(store.path, store.superblock.uuid, row.root, int(wish.depth), wish.donors)
+        depth = int(wish.depth)
+        spec = SurveySpec(store.path, store.superblock.uuid, row.root, depth, wish.donors, store.still)
         found: Survey = await self._collecting.look('survey', lambda: spec, self._asker)
         return found
 

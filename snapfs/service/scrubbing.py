@@ -51,7 +51,7 @@ class Scrubbing:
         read-only: nothing could be recorded."""
         store = self._engine.store
         if store.latched is not None:
-            raise Latched(f'the store is read-only: {store.latched}', advice=store.disk.advice)
+            raise store.disk.refusal('the store is read-only: ')
         look = partial(self._collecting.collector.look_at_catalog, again=again)
         problem = await self._world.run_in_thread(look)
         wanted = tuple(slots)

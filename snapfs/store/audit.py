@@ -107,12 +107,16 @@ class AuditLog:
     def begin_again(cls, disk: Disk, path: Path, world: World, head: AuditHead | None) -> AuditLog:
         """Open a log that `open` found Corrupt or gone. Its bytes stay; the next line begins a new segment
         behind them, as the successor of the line that the catalog knows. The caller says in it what happened.
+        Where nothing may be written a log that is gone stays gone.
         """
         log = cls(disk, path, world)
+        before = head.end if head is not None else START
+        if disk.latched is not None and not disk.exists(path):
+            log.known = AuditHead(before, before)
+            return log
         if not disk.exists(path):
             disk.write_file(path, b'')
         log._fd = disk.open_read(path) if disk.latched else disk.open_write(path, create=False)
-        before = head.end if head is not None else START
         log._separator = b'\n'  # the last line may have no end
         place = Place(disk.size(log._fd) + len(log._separator), before.lines, before.hash)
         log.known = AuditHead(place, place)
@@ -161,6 +165,7 @@ class AuditLog:
     def lines(self) -> Iterator[AuditLine]:
         """Every line from the first, verified; Corrupt at the first that does not follow from the one
         before."""
+        self._demand()
         previous, sequence, offset, rest = FIRST_PREVIOUS, 0, 0, b''
         end = self._disk.size(self._fd)
         while offset < end:
@@ -191,7 +196,12 @@ class AuditLog:
     def verify_against(self, head: AuditHead | None) -> Place:
         """Read the log from the head's base on and return where it ends. Corrupt when the chain is broken, or
         is not the one that leads through the head; `head` None: any chain from the start will do."""
+        self._demand()
         return self._verify(head, self.known.end.bytes)
+
+    def _demand(self) -> None:
+        if self._fd < 0:
+            raise Corrupt('the audit log is gone')
 
     def _verify(self, head: AuditHead | None, size: int) -> Place:
         last, wanted = START, START
@@ -243,6 +253,7 @@ class AuditLog:
         """Return the last lines, oldest first, as far as they can be read; unlike `verify` it reads only the
         end."""
         assert 0 < count <= 1000
+        self._demand()
         end = self.known.end.bytes - len(self._separator)
         start = max(0, end - count * limits.AUDIT_LINE_BYTES_MAX)
         texts = bytes(self._disk.pread(self._fd, end - start, start)).split(b'\n')[:-1]

@@ -238,15 +238,19 @@ def newest(disk: Disk, store: Path, uuid: bytes) -> Backup | None:
 def whole(disk: Disk, store: Path, uuid: bytes) -> Iterator[Backup]:
     """Yield the backups that are whole, the newest first; one at a time is in memory."""
     folder = store / FOLDER
-    names = disk.listdir(folder) if disk.exists(folder) else []
-    for name in sorted(names, key=_order, reverse=True):
-        if _made(name):
-            try:
-                found = decode(folder / name, disk.read_file(folder / name, limits.BACKUP_BYTES_MAX), uuid)
-            except (Corrupt, OSError) as error:
-                log.warning('%s', error)
-            else:
-                yield found
+    for name in names(disk, store):
+        try:
+            found = decode(folder / name, disk.read_file(folder / name, limits.BACKUP_BYTES_MAX), uuid)
+        except (Corrupt, OSError) as error:
+            log.warning('%s', error)
+        else:
+            yield found
+
+
+def names(disk: Disk, store: Path) -> list[str]:
+    """Return the file names of all backups, the newest first, whole or not."""
+    found = disk.listdir(store / FOLDER) if disk.exists(store / FOLDER) else []
+    return [name for name in sorted(found, key=_order, reverse=True) if _made(name)]
 
 
 def _text(value: Any) -> bytes:

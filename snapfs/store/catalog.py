@@ -202,6 +202,11 @@ class Catalog:
         """Why nothing is written any more, or None."""
         return self._disk.latched
 
+    @property
+    def still(self) -> bool:
+        """Whether nothing is written beside it, not even what SQLite needs to read its log."""
+        return self._still is not None
+
     # --- reading and writing -----------------------------------------------------------------------------
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -47,20 +47,31 @@ class Disk:
     def __init__(self) -> None:
         self.latched: str | None = None
         self.advice: str | None = None  # what to do about that, where it is not the usual
+        self._exit_code = Latched.exit_code
         self.syncs = 0  # file syncs asked of the disk below, the catalog's own not counted
         self._nowait = True
 
     # --- the latch ---------------------------------------------------------------------------------------
-    def latch(self, reason: str, advice: str | None = None) -> Latched:
-        """Stop writing for ever (the first reason stays) and return the error to raise."""
+    def latch(self, reason: str, advice: str | None = None, exit_code: int | None = None) -> Latched:
+        """Stop writing for ever (the first reason stays) and return the error to raise. `exit_code`: how a
+        command ends that wants to write, where nothing has failed."""
         if self.latched is None:
             self.latched, self.advice = reason, advice
-        return Latched(self.latched, advice=self.advice)
+            self._exit_code = exit_code or self._exit_code
+        return self.refusal()
+
+    def refusal(self, what: str = '') -> Latched:
+        """Return the error for who wants to write all the same; the disk is latched. `what` goes before the
+        reason."""
+        assert self.latched is not None
+        error = Latched(what + self.latched, advice=self.advice)
+        error.exit_code = self._exit_code
+        return error
 
     def check(self) -> None:
         """Raise Latched when the disk has been latched."""
         if self.latched is not None:
-            raise Latched(self.latched, advice=self.advice)
+            raise self.refusal()
 
     def _write_error(self, error: OSError, what: str) -> SnapfsError:
         if error.errno in NO_SPACE:

@@ -1,4 +1,4 @@
-"""L2 read-only: a catalog on a filesystem that cannot be written, opened all the same. Blocking; any thread.
+"""L2 read-only: a catalog that is not to be written, opened all the same. Blocking; any thread.
 
 SQLite reads a catalog that has a log (-wal) by way of an index (-shm) that it makes beside it, also where it
 only reads. On a filesystem that is mounted read-only it cannot. There the file alone is read, as one that
@@ -9,6 +9,7 @@ there is no index."""
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -16,12 +17,28 @@ from pathlib import Path
 from urllib.parse import quote
 
 from snapfs.errors import Refused, Unavailable
+from snapfs.store.durable import Disk
 
+DRY_RUN = 'it was opened to be read only'
 REASON = 'the filesystem below it is read-only'
 ADVICE = (
     'What works there: fsck, verify, export, damage, snapshot list, recover --dry-run, and rebuild to '
     'another place.'
 )
+
+
+class ReadingDisk(Disk):
+    """A disk that can be written, for who only reads: as one that cannot. Whoever has the store's lock by it
+    may read the catalog as a file that nobody changes."""
+
+    def is_read_only(self, path: Path) -> bool:
+        """It is, for us."""
+        return True
+
+    def _sys_open(self, path: Path, flags: int) -> int:
+        if flags & os.O_CREAT or (flags & (os.O_WRONLY | os.O_RDWR) and self.exists(path)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return super()._sys_open(path, flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,15 @@ class StillCatalog:
         """Give the room of the copy back."""
         if self.folder is not None:
             self.folder.cleanup()
+
+
+def stop_writing(disk: Disk, path: Path) -> None:
+    """Latch the disk of a store on which nothing can be written, or is to be. Nothing has failed: whoever
+    wants to write hears `not now`."""
+    if isinstance(disk, ReadingDisk):
+        disk.latch(DRY_RUN, '', Unavailable.exit_code)
+    elif disk.is_read_only(path):
+        disk.latch(f'{path}: {REASON}', ADVICE, Unavailable.exit_code)
 
 
 def still_catalog(path: Path) -> StillCatalog:

@@ -141,8 +141,7 @@ class Store:
 
     def _open_parts(self) -> None:
         disk, path, uuid = self.disk, self.path, self.superblock.uuid
-        if disk.is_read_only(path):
-            disk.latch(f'{path}: {readonly.REASON}', readonly.ADVICE)
+        readonly.stop_writing(disk, path)
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 # P10: it is not an empty one
@@ -198,8 +197,6 @@ class Store:
         except (Corrupt, FileNotFoundError) as error:
             broken = str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
             log.critical('the collector stops: %s', broken)
-            if self.disk.latched is not None and isinstance(error, FileNotFoundError):
-                raise  # nothing may be written, and there is nothing to read
             self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
         self._parts.append(self.audit)
@@ -281,6 +278,11 @@ class Store:
             self.lock.release()
 
     @property
+    def still(self) -> bool:
+        """Whether the catalog is read as a file that nobody changes, and nothing is made beside it."""
+        return self.catalog.still
+
+    @property
     def committed_sequence(self) -> int:
         """The last journal record that the current roots contain; replay begins after it."""
         return self.catalog.journal_sequence
@@ -305,7 +307,10 @@ class Store:
                 str(self.disk.latched),
                 advice='Unmount the store and look at the disk below it; then acknowledge.',
             )
-        log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
+        try:
+            log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
+        except FileNotFoundError as error:
+            raise Corrupt('the audit log is gone', advice='Put it back from a copy of the store.') from error
         try:
             log.append(event)
         finally:

@@ -134,7 +134,7 @@ class Core:
         )  # held by whoever turns buffers into extents, or shortens a flushed file
         self._name_key = store.superblock.name_key
         if store.latched is not None:
-            self.budget.stop(Latched(f'the store is read-only: {store.latched}', advice=store.disk.advice))
+            self.budget.stop(store.disk.refusal('the store is read-only: '))
         self._cutter = Cutter(store.superblock.chunker)
         self._slice_end = 0.0
 

@@ -17,6 +17,7 @@ from snapfs.cli import mount_helper
         (['volume', 'create', 'a', '--store', ''], '--store is empty'),
         (['snapshot', 'list', '--store='], '--store is empty'),
         (['status', '--store', ''], '--store is empty'),
+        (['recover', 'home@monday', '--donors', ''], '--donors is empty'),
         (['mount', '/none', '/mnt', '-o', 'source='], 'source has no usable value'),
         (['mount', '/none', '/mnt', '-o', 'volume='], 'volume has no usable value'),
     ],

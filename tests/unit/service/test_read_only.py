@@ -14,7 +14,7 @@ import pytest
 
 from snapfs.cli import rebuild as command
 from snapfs.cli.main import main
-from snapfs.errors import Held, Invalid, Latched, Unavailable
+from snapfs.errors import Invalid, Latched, Refused, Unavailable
 from snapfs.format.superblock import decode_superblock
 from snapfs.rescue.reader import Reader
 from snapfs.service.collecting import Collecting
@@ -138,9 +138,54 @@ def test_a_catalog_is_made_elsewhere_and_not_put_in_place(store, tmp_path, below
     assert files(store) == before and (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('recover', 'home@tuesday'),
+        ('scrub',),
+        ('collect', '--dry-run'),
+        ('collect',),
+        ('snapshot', 'create', 'home@new'),
+        ('snapshot', 'delete', 'home@tuesday'),
+        ('volume', 'create', 'new'),
+        ('hold', 'add', 'home@tuesday', 'audit'),
+        ('config', 'scrub', '0s'),
+    ],
+)
+def test_what_writes_is_12_there_as_a_mount_is(kept_store, below, words, capsysbinary):
+    below(kept_store)
+    with small():
+        code = main([*words, '--store', str(kept_store)])
+    (line,) = capsysbinary.readouterr().err.splitlines()
+    assert code == 12, line
+    assert b'read-only' in line and (b'What works there' in line or b'Copy the store' in line)
+
+
+def test_an_audit_log_that_is_gone_keeps_nobody_from_reading_there(kept_store, below, capsysbinary):
+    (kept_store / 'audit.log').unlink()
+    below(kept_store)
+    with small():
+        assert main(['snapshot', 'list', '--store', str(kept_store)]) == 0
+        assert b'home@tuesday' in capsysbinary.readouterr().out
+        for words in ((), ('--verify',)):
+            assert main(['audit', *words, '--store', str(kept_store)]) == 13
+            (line,) = capsysbinary.readouterr().err.splitlines()
+            assert b'audit log' in line
+
+
+def test_a_store_that_has_stopped_by_itself_is_14_all_the_same(kept_store, below, capsysbinary):
+    async def stop(collecting: Collecting) -> None:
+        collecting.engine.store.catalog.incident_add('store', 'a sync failed', 1)
+
+    on(kept_store, stop)
+    with small():
+        for words in (('recover', 'home@tuesday'), ('scrub',)):
+            assert main([*words, '--store', str(kept_store)]) == 14, capsysbinary.readouterr().err
+
+
 def test_a_whole_one_is_told(kept_store, tmp_path, below):
     below(kept_store)
-    with small(), pytest.raises(Held, match='the catalog is whole'):
+    with small(), pytest.raises(Refused, match='the catalog is whole'):
         command._rebuild(kept_store, tmp_path / 'new', None, False)
 
 
@@ -199,6 +244,19 @@ def test_and_acknowledged_and_is_written_again_when_it_is_opened_next(kept_store
     assert [('incident-ack' in line, 'a new disk' in line) for line in lines[-2:]] == [(True, True)] * 2
     with small():
         assert not [one for one in report_of(kept_store).findings if one.severity == 'damage']
+
+
+def test_without_the_audit_log_it_can_be_looked_at_and_not_acknowledged(kept_store, capsysbinary):
+    async def stop(collecting: Collecting) -> None:
+        collecting.engine.store.catalog.incident_add('store', 'a sync failed', 1)
+
+    on(kept_store, stop)
+    (kept_store / 'audit.log').unlink()
+    with small():
+        assert main(['snapshot', 'list', '--store', str(kept_store)]) == 0
+        assert main(['incident', 'ack', '1', '--note', 'x', '--store', str(kept_store)]) == 13
+    (line,) = capsysbinary.readouterr().err.splitlines()
+    assert line == b'snapfs: the audit log is gone. Put it back from a copy of the store.'
 
 
 def test_who_has_met_the_failure_himself_cannot_acknowledge_it(kept_store):

@@ -11,7 +11,7 @@ import pytest
 
 from snapfs import limits
 from snapfs.cli import rebuild as command
-from snapfs.errors import Corrupt, Held, Invalid, Latched
+from snapfs.errors import Corrupt, Invalid, Latched, Refused
 from snapfs.rescue.rebuild_install import refuse_whole
 from snapfs.service.collecting import Collecting
 from snapfs.store import backup
@@ -80,7 +80,7 @@ def test_a_catalog_of_another_version_is_not_a_damaged_one(store):
             db.execute(f'PRAGMA user_version = {version}')
         db.close()
         before = files(store)
-        with pytest.raises(Held):
+        with pytest.raises(Refused):
             rebuilt(store)
         assert files(store) == before
 
@@ -132,7 +132,7 @@ def test_of_two_copies_the_whole_one_counts(store):
 
 
 def test_it_refuses_where_there_is_nothing_to_make(store, tmp_path):
-    with pytest.raises(Held, match='whole'):
+    with pytest.raises(Refused, match='whole'):
         rebuilt(store)
     lose(store)
     (store / 'catalog.new').write_bytes(b'')

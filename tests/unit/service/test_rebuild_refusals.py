@@ -15,7 +15,7 @@ import pytest
 
 from snapfs.cli import rebuild as command
 from snapfs.cli.main import main
-from snapfs.errors import Corrupt, Held, Invalid, Refused, SnapfsError, Unavailable
+from snapfs.errors import Corrupt, Invalid, Refused, SnapfsError, Unavailable
 from snapfs.rescue import rebuild, rebuild_install
 from snapfs.rescue.rebuild_install import catalog_is_whole
 from snapfs.store.durable import Disk
@@ -256,7 +256,7 @@ def test_no_room_is_told_before_the_work(lost, tmp_path, monkeypatch):
 
 
 def test_a_whole_catalog_is_told_before_a_bad_place(store, tmp_path):
-    assert isinstance(refused(store, tmp_path / 'nowhere' / 'new', False), Held)
+    assert isinstance(refused(store, tmp_path / 'nowhere' / 'new', False), Refused)
 
 
 # --- the command -----------------------------------------------------------------------------------------

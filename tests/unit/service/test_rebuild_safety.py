@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Held
+from snapfs.errors import Corrupt, Refused
 from snapfs.format.packs import PACK_HEADER_BYTES, TRAILER_BYTES
 from snapfs.format.records import HEADER_BYTES, decode_header
 from snapfs.format.superblock import decode_superblock
@@ -184,7 +184,7 @@ def with_log(store: Path) -> dict[str, bytes]:
 
 def test_looking_whether_the_catalog_is_whole_changes_nothing(store):
     files = with_log(store)
-    with pytest.raises(Held):
+    with pytest.raises(Refused):
         refuse_whole(Disk(), store)
     assert {name: (store / name).read_bytes() for name in files} == files
 
@@ -197,7 +197,7 @@ def test_a_catalog_is_judged_together_with_its_log(store):
     damaged[(page - 1) * 4096 : page * 4096] = bytes(4096)
     (store / 'catalog.sqlite').write_bytes(damaged)
     (store / 'catalog.sqlite-wal').write_bytes(files['catalog.sqlite-wal'])
-    with pytest.raises(Held):
+    with pytest.raises(Refused):
         refuse_whole(Disk(), store)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from snapfs.cli import rebuild as command
-from snapfs.errors import Corrupt, Held, Invalid
+from snapfs.errors import Corrupt, Invalid, Refused
 from snapfs.format.journal import (
     JOURNAL_HEADER_BYTES,
     JournalHeader,
@@ -130,7 +130,7 @@ def test_a_copy_that_is_gone_or_damaged_is_made_again(store):
 
 def test_where_nothing_is_damaged_nothing_is_done(store):
     before = files(store)
-    with pytest.raises(Held, match='the catalog is whole'):
+    with pytest.raises(Refused, match='the catalog is whole'):
         rebuilt(store, journal=True)
     assert files(store) == before
 
@@ -161,7 +161,7 @@ def test_a_damaged_journal_is_given_up_behind_the_damage_and_only_when_asked(sto
     with pytest.raises(Corrupt) as failed:
         on(store, lambda collecting: None)
     assert failed.value.advice is not None and '--journal' in failed.value.advice
-    with pytest.raises(Held, match='the journal is not') as refused:
+    with pytest.raises(Refused, match='the journal is not') as refused:
         rebuilt(store)
     assert refused.value.advice is not None and '--journal' in refused.value.advice
     assert files(store) == before
