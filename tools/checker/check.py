@@ -120,6 +120,7 @@ class _Check:
         self.results: list[PackResult] = []
         self.graph = Graph([], [])
         self.unknown: list[tuple[int, bytes]] = []
+        self.journal = Journal()
         self.holes = False  # nodes are lost: nobody knows what they refer to
 
     def run(self) -> None:
@@ -201,7 +202,9 @@ class _Check:
         work: list[Task | str] = [*tasks]
         if self.catalog.sound:
             self.evidence = Evidence(self.store, self.catalog, self.report, self.unknown)
-            work[:0] = [PAGES] * (not self.closer) + [JOURNAL]
+            # A daemon that has the store has opened its journal: the map of damage need not read it.
+            journal = not self.options.names or not self.store.in_use()
+            work[:0] = [PAGES] * (not self.closer) + [JOURNAL] * journal
         try:
             for result in self._spread(_pack_work, work, total, as_they_come=True):
                 self._take_result(result)
