@@ -350,6 +350,8 @@ def check_pages(store: Store, report: Report) -> bool:
 def printable(raw: object) -> str:
     """Return a name from the catalog as text that can be printed."""
     text = raw.decode('utf-8', 'backslashreplace') if isinstance(raw, bytes) else str(raw)
+    if text.isascii() and text.isprintable():
+        return text  # most are: soon said
     return re.sub(r'[\x00-\x1f\x7f]', lambda match: f'\\x{ord(match[0]):02x}', text)
 
 

@@ -278,7 +278,8 @@ class _Check:
 
     def _spread_leaves(self, look: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         self._look = look
-        return self._spread(_name_work, tasks, len(tasks) * LEAVES_AT_ONCE * limits.NODE_BYTES_TARGET)
+        total = len(tasks) * LEAVES_AT_ONCE * limits.NODE_BYTES_TARGET
+        return self._spread(_name_work, tasks, total, as_they_come=True)
 
     def _shared(self) -> dict[str, Any]:
         return {

@@ -142,18 +142,30 @@ class Namer:
         self, rows: NDArray[np.void], nodes: Indexes, skipped: NDArray[np.int64]
     ) -> dict[int, list[tuple[int, Hit]]]:
         order = np.argsort(nodes, kind='stable')
-        found: dict[int, list[tuple[int, Hit]]] = {}
         each, starts = np.unique(nodes[order], return_index=True)
-        for node, some in zip(each.tolist(), np.split(rows[order], starts[1:]), strict=False):
+        tables = dict(zip(each.tolist(), np.split(rows[order], starts[1:]), strict=False))
+        every = list(tables.items())
+        some = [every[start : start + LEAVES_AT_ONCE] for start in range(0, len(every), LEAVES_AT_ONCE)]
+        # In the order of nodes, whoever was first.
+        found: dict[int, list[tuple[int, Hit]]] = {node: [] for node in tables}
+        for part in self._spread(self.hits, some):
+            found.update(part)
+        for node, table in tables.items():
+            # What a node that cannot be read again would name is counted; what was counted, and is named all
+            # the same (a chunk that is in one leaf several times), is not.
+            skipped[node] += len(table) - len(found[node])
+        return found
+
+    def hits(self, some: list[tuple[int, NDArray[np.void]]]) -> list[tuple[int, list[tuple[int, Hit]]]]:
+        """Return what some nodes lose, each with its references to lost chunks. For worker processes."""
+        found = []
+        for node, rows in some:
             wanted: Wanted = {}
-            for finding, a, b, _ in some.tolist():
+            for finding, a, b, _ in rows.tolist():
                 findings = wanted.setdefault((a, b), [])
                 if finding not in findings:
                     findings.append(finding)
-            found[node] = list(self._hits(node, wanted))
-            # What a node that cannot be read again would name is counted; what was counted, and is named all
-            # the same (a chunk that is in one leaf several times), is not.
-            skipped[node] += len(some) - len(found[node])
+            found.append((node, list(self._hits(node, wanted))))
         return found
 
     def paths(self, top: int, inos: set[int]) -> dict[int, str]:
