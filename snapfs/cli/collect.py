@@ -17,7 +17,7 @@ KEEPERS_SHOWN = 20
     invoke_without_command=True,
     epilog='Example: snapfs collect --dry-run && snapfs collect',
 )
-@click.option('--dry-run', is_flag=True, help='Say what would be done; change nothing.')
+@click.option('--dry-run', is_flag=True, help='Say what would be done; condemn and free nothing.')
 @output.store_options
 def collect_command(dry_run: bool) -> None:
     """Free what was deleted: count, put into quarantine; when its grace is over count again, and free.
