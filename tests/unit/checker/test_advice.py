@@ -5,27 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-
-from tests.images.image import make as make_image
 from tests.mutants.setting import small
 from tools.breaking.edit import Patient
 from tools.breakit import break_it
 from tools.checker.check import Options, check
 from tools.checker.findings import Report
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make_image(path)
-    return path
-
-
-@pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole, tmp_path / 'a store')
-    return tmp_path / 'a store'
 
 
 def found(path: Path, *, names: bool = False) -> Report:

@@ -4,7 +4,6 @@ somebody takes it meanwhile."""
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +13,11 @@ import pytest
 from snapfs.store.durable import Disk
 from snapfs.store.store import Store as Mounted
 from snapfs.world import World
-from tests.images.image import make as make_image
 from tests.mutants.setting import small
 from tools.checker import check as module
 from tools.checker.check import Options, check
 from tools.checker.findings import Report
 from tools.checker.store import Store
-
-
-@pytest.fixture(scope='module')
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('image') / 'store'
-    make_image(path)
-    return path
-
-
-@pytest.fixture
-def store(image: Path, tmp_path: Path) -> Path:
-    """A store with all there can be in it; also a journal, so that it should not be opened."""
-    shutil.copytree(image, tmp_path / 'store')
-    return tmp_path / 'store'
 
 
 @pytest.fixture

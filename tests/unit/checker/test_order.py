@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.images.image import make as make_image
 from tests.mutants.setting import small
 from tools.checker import check as module
 from tools.checker.check import Options, check
@@ -18,16 +16,14 @@ from tools.checker.findings import Report
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Path:
-    path = tmp_path / 'store'
-    make_image(path)
-    for number, pack in enumerate(sorted((path / 'packs').rglob('*'))):
+def damaged(store: Path) -> Path:
+    for number, pack in enumerate(sorted((store / 'packs').rglob('*'))):
         if pack.is_file():
             data = bytearray(pack.read_bytes())
             data[50 + number] ^= 1
             data[20] ^= 1
             pack.write_bytes(data)
-    return path
+    return store
 
 
 def test_however_packs_were_spread_over_processes(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,15 +59,11 @@ def test_an_interrupted_check_tells_of_the_packs_it_has_seen(
 
 
 @pytest.mark.parametrize('seed', range(40))
-def test_a_quick_check_of_a_damaged_catalog_says_what_a_full_one_says_of_it(
-    whole: Path, tmp_path: Path, seed: int
-) -> None:
+def test_a_quick_check_of_a_damaged_catalog_says_what_a_full_one_says_of_it(store: Path, seed: int) -> None:
     """A page of zeros, a row that is missing, bytes turned round: what a quick check takes for granted is
     not there, and it ended with a traceback."""
     chance = random.Random(seed)
-    path = tmp_path / 'store'
-    shutil.copytree(whole, path)
-    catalog = path / 'catalog.sqlite'
+    catalog = store / 'catalog.sqlite'
     with closing(sqlite3.connect(catalog)) as db:
         db.execute('PRAGMA journal_mode = DELETE')
         if seed % 4 == 0:
@@ -97,16 +89,9 @@ def test_a_quick_check_of_a_damaged_catalog_says_what_a_full_one_says_of_it(
     for full in (False, True):
         report = Report()
         with small():
-            check(path, Options(full=full, jobs=1), report)
+            check(store, Options(full=full, jobs=1), report)
         reports.append(report)
     quick, full_one = reports
     told = {code for code in full_one.counts if code.startswith('catalog-')}
     assert told == {code for code in quick.counts if code.startswith('catalog-')}
     assert bool(quick.unchecked) == bool(full_one.unchecked)
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make_image(path)
-    return path

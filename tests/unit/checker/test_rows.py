@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.image import make as make_image
 from tests.mutants.setting import small
 from tools.breaking.edit import Patient
 from tools.checker import balance
@@ -250,13 +249,6 @@ def test_what_can_be_is_said_as_in_the_query(tmp_path: Path) -> None:
     for at, row in enumerate(rows):
         one = Columns(*(getattr(found, name)[at : at + 1] for name in Columns.__slots__))
         assert can_be(one, 50) == (row[0] not in impossible), row
-
-
-@pytest.fixture(scope='module')
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('image') / 'store'
-    make_image(path)
-    return path
 
 
 def quick(path: Path) -> Report:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.images.image import make as make_image
 from tests.mutants.setting import small
 from tools.breaking.edit import Patient
 from tools.checker.check import Options, check
@@ -73,13 +72,6 @@ def test_a_record_twice_is_not_a_record_once() -> None:
     other.add_records(3, [table, table[:1]])
     assert one.unlike(other, [3]) == {3}
     assert len(np.unique(mixed_records(table))) == 20
-
-
-@pytest.fixture(scope='module')
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('image') / 'store'
-    make_image(path)
-    return path
 
 
 class Seen:
