@@ -268,6 +268,17 @@ def peek_refs(plain: Buffer) -> tuple[NodeHeader, bytes]:
     return header, bytes(plain[NODE_HEADER_BYTES : NODE_HEADER_BYTES + header.refs * _ID])
 
 
+def peek_items(plain: Buffer) -> tuple[list[Any], list[Any], bytes]:
+    """Return keys, values and refs table of a leaf as they stand there, for who looks for something in many
+    leaves: a third of the time of `decode_node`. Corrupt for a branch and for what is no stream. No key and
+    no value is checked: keys may be of any type, values of any shape."""
+    header, refs = peek_refs(plain)
+    if header.kind != LEAF:
+        raise errors.Corrupt('node: a branch where a leaf is looked for')
+    stream = unpack_stream(memoryview(plain)[NODE_HEADER_BYTES + len(refs) :], 2 * header.items, 'leaf')
+    return stream[0::2], stream[1::2], refs
+
+
 def decode_node(plain: Buffer) -> Leaf | Branch:
     """Return the node. Corrupt unless all the above holds, but for ranges within values (check_item)."""
     header, refs = peek_refs(plain)

@@ -373,7 +373,7 @@ class _Check:
             # In a store that is in use they are new records; the journal names those that a power cut left.
             if one.tail and one.number not in synced and not (self.options.names or self.store.in_use()):
                 self.report.add('pack-tail', places[one.number], f'{one.tail} bytes behind its last record')
-        telling.tell(Namer(self.graph, self.standing, self._leaf, self._spread_leaves), self.catalog.roots)
+        telling.tell(Namer(self.graph, self.standing, self._plain, self._spread_leaves), self.catalog.roots)
         self._unneeded(telling, places)
         blind = any(places[number].startswith(META_PLACE) for number in self.world.unseen)
         if counts.get('leaked') and not blind:  # who knows what nodes that were not read refer to
@@ -414,29 +414,29 @@ class _Check:
                 if not telling.has_told(code, one.number):
                     self.report.add(telling.unneeded(code), place, f'{what}; nothing that stands needs it')
 
-    def _leaf(self, node: int) -> Leaf | None:
-        """Read a leaf again."""
+    def _plain(self, node: int) -> bytes | None:
+        """Read a node again."""
         row = self.graph.nodes[node]
         pack = self.catalog.packs[int(row['pack'])]
         try:
             with self.store.opened(*self.store.pack_parts(pack.kind, pack.name)) as (fd, _):
                 header = decode_header(read_at(fd, HEADER_BYTES, int(row['offset'])))
                 payload = read_at(fd, header.stored_length, int(row['offset']) + HEADER_BYTES)
-            found = decode_node(decode_payload(header, payload))
+            return decode_payload(header, payload)
         except (OSError, Corrupt):
             return None  # told as what it is when its pack was read
-        return found if isinstance(found, Leaf) else None
 
     def _trees(self) -> None:
         assert self.store.superblock is not None
 
         def read(node: int) -> Leaf:
-            found = self._leaf(node)
-            if found is None:
+            plain = self._plain(node)
+            found = decode_node(plain) if plain is not None else None
+            if not isinstance(found, Leaf):
                 raise Corrupt(f'node {text_of(self.graph.nodes[node]["a"])} cannot be read again')
             return found
 
-        namer = Namer(self.graph, self.standing, self._leaf, self._spread_leaves)
+        namer = Namer(self.graph, self.standing, self._plain, self._spread_leaves)
         posix = Posix(self.graph, self.report, namer, read, self.store.superblock.name_key)
         for done, (root, top) in enumerate(self.standing):
             if root.kind == 'canary':

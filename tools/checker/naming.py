@@ -6,6 +6,7 @@ for the names in it that are wanted. Of all entries only numbers are kept, 20 by
 
 from __future__ import annotations
 
+import operator
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,20 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snapfs import limits
+from snapfs.errors import Corrupt
 from snapfs.format.keys import DIRENT, EXTENT, XATTR, decode_key, suffix_number
-from snapfs.format.nodes import Leaf
+from snapfs.format.nodes import peek_items
 from tools.checker.catalog import Root, printable
 from tools.checker.graph import Graph, Indexes
 from tools.checker.leaves import DIRECTORY
 from tools.checker.spill import words
 
-Read = Callable[[int], Leaf | None]
+Read = Callable[[int], bytes | None]  # the plain bytes of a node
 File = tuple[str, str, int | None, int | None]
 Wanted = dict[tuple[int, int], list[int]]  # chunks, by `words_of` of their ids, and the findings about each
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 LEAVES_AT_ONCE = 256
 NAMES_MAX = 150_000  # that are kept, so that they need not be read again
 FILES_MAX = 150_000  # named in all; what is beyond is counted
+# What the items of a leaf raise that is not what it should be: `peek_items` has not looked at them.
+MALFORMED = (TypeError, ValueError, LookupError, OverflowError)
 PATHS_BYTES_MAX = 48 * limits.MIB  # of all paths together
 
 
@@ -95,9 +99,7 @@ class Namer:
         graph = self._graph
         count = int(graph.nodes['children'][node])
         if not count:
-            leaf = self._read(node)
-            if leaf is not None:
-                yield from _leaf_hits(leaf, wanted)
+            yield from _leaf_hits(self._read(node), wanted)
             return
         start = int(graph.start[node])
         for slot in range(start, start + count):
@@ -209,19 +211,31 @@ class Namer:
         """Take the wanted entries of some leaves; return them with the first leaf. For worker processes."""
         entries = Entries(None, len(self._graph.nodes))
         for node in nodes:
-            leaf = self._read(node)
-            if leaf is not None:
-                entries.take(node, leaf, self._wanted)
+            entries.take(node, self._read(node), self._wanted)
         return nodes[0], entries
 
 
-def _named_in(leaf: Leaf) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield (child, directory, type, name) of all entries."""
-    for key, value in zip(leaf.keys, leaf.values, strict=True):
-        if key[8] == DIRENT:
-            at = int.from_bytes(key[:8], 'big')
+Entry = tuple[int, int, bytes]  # child, directory, name
+
+
+def _named_in(plain: bytes | None, inos: set[int], directories: bool) -> list[Entry]:
+    """Return the entries of a leaf that lead to these inodes, or to directories as well; none where
+    the leaf cannot be read, or is none: what it is was told when its pack was read."""
+    found: list[Entry] = []
+    try:
+        keys, values, _ = peek_items(plain or b'')
+        for key, value in zip(keys, values, strict=True):
+            if key[8] != DIRENT:
+                continue
             for name, child, child_type in value:
-                yield child, at, child_type, name
+                if child in inos or (directories and child_type == DIRECTORY):
+                    if type(name) is not bytes:
+                        return []
+                    if 0 < child <= limits.INO_MAX:
+                        found.append((child, int.from_bytes(key[:8], 'big'), name))
+    except (Corrupt, *MALFORMED):
+        return []
+    return found
 
 
 class Entries:
@@ -233,15 +247,14 @@ class Entries:
         self._child, self._at, self._leaf = array('Q'), array('Q'), array('I')
         self._names: dict[tuple[int, int], bytes] = {}
 
-    def take(self, node: int, leaf: Leaf, inos: set[int]) -> None:
+    def take(self, node: int, plain: bytes | None, inos: set[int]) -> None:
         """Take the entries of a leaf that lead to directories or to these inodes. Leaves come ascending."""
-        for child, at, child_type, name in _named_in(leaf):
-            if 0 < child <= limits.INO_MAX and (child_type == DIRECTORY or child in inos):
-                self._child.append(child)
-                self._at.append(at)
-                self._leaf.append(node)
-                if child in inos and len(self._names) < NAMES_MAX:
-                    self._names.setdefault((node, child), name)
+        for child, at, name in _named_in(plain, inos, directories=True):
+            self._child.append(child)
+            self._at.append(at)
+            self._leaf.append(node)
+            if child in inos and len(self._names) < NAMES_MAX:
+                self._names.setdefault((node, child), name)
 
     def join(self, other: Entries) -> None:
         """Take what another has taken, of leaves behind these."""
@@ -281,34 +294,42 @@ class Entries:
             if (node, ino) not in self._names:
                 missing.setdefault(node, set()).add(ino)
         for node, inos in missing.items():
-            leaf = self._read(node) if self._read is not None else None
-            for child, _, _, name in _named_in(leaf) if leaf is not None else ():
-                if child in inos:
-                    self._names.setdefault((node, child), name)
+            plain = self._read(node) if self._read is not None else None
+            for child, _, name in _named_in(plain, inos, directories=False):
+                self._names.setdefault((node, child), name)
 
 
-def _leaf_hits(leaf: Leaf, wanted: Wanted) -> Iterable[tuple[int, Hit]]:
-    first, rest = words(leaf.refs)
-    pairs = list(zip(first.tolist(), rest.tolist(), strict=True))
-    for index, key in enumerate(leaf.keys):
-        value = leaf.values[index]
-        if key[8] == EXTENT:
-            position = value[-1]
-        elif key[8] == XATTR and len(value) == 3:
-            position = value[2]
-        else:
-            continue
-        findings = wanted.get(pairs[position])
-        if findings is None:
-            continue
-        ino, _, suffix = decode_key(key)
-        if key[8] == EXTENT:
-            start = suffix_number(key)
-            hit = Hit(ino, start, start + value[0])
-        else:
-            hit = Hit(ino, None, None, f'attribute {printable(suffix)}')
-        for finding in findings:
-            yield finding, hit
+def _leaf_hits(plain: bytes | None, wanted: Wanted) -> list[tuple[int, Hit]]:
+    """Return what a leaf loses with chunks; nothing for one that cannot be read, or is none."""
+    found = []
+    try:
+        keys, values, refs = peek_items(plain or b'')
+        first, rest = words(refs)
+        pairs = enumerate(zip(first.tolist(), rest.tolist(), strict=True))
+        lost = {position: wanted[pair] for position, pair in pairs if pair in wanted}
+        for key, value in zip(keys, values, strict=True):
+            if key[8] == EXTENT:
+                findings = lost.get(value[-1])
+            elif key[8] == XATTR and len(value) == 3:
+                findings = lost.get(value[2])
+            else:
+                continue
+            if findings is not None:
+                hit = _hit(key, value)
+                found += [(finding, hit) for finding in findings]
+    except (Corrupt, *MALFORMED):
+        return []
+    return found
+
+
+def _hit(key: bytes, value: Any) -> Hit:
+    ino, kind, suffix = decode_key(key)
+    if type(value) is not tuple:
+        raise TypeError('a value that is no array')
+    if kind == EXTENT:
+        start = suffix_number(key)
+        return Hit(ino, start, start + operator.index(value[0]))
+    return Hit(ino, None, None, f'attribute {printable(suffix)}')
 
 
 class Up:
