@@ -17,15 +17,15 @@ _FREED = 'SELECT id FROM damage WHERE id IN (SELECT id FROM freed) AND id NOT IN
 
 
 def load(catalog: Catalog) -> set[bytes]:
-    """Return the ids of all chunks that are known to be lost. Rows of chunks that have been freed go."""
-    forget_freed(catalog)
-    return {id for (id,) in catalog.query('SELECT id FROM damage')}
+    """Return the ids of all chunks that are known to be lost, but for those that have been freed. Only reads:
+    a store that has stopped, or cannot be written, is opened too."""
+    return {id for (id,) in catalog.query(f'SELECT id FROM damage WHERE id NOT IN ({_FREED})')}
 
 
 def forget_freed(catalog: Catalog) -> set[bytes]:
     """Take away the rows of chunks that have been freed, and return their ids. Called before the pack of such
     a chunk goes, and its row in `freed` with it."""
-    if not catalog.query('SELECT 1 FROM damage LIMIT 1'):
+    if not catalog.query(f'{_FREED} LIMIT 1'):
         return set()
     with catalog.transaction() as db:
         found = {id for (id,) in db.execute(_FREED)}

@@ -29,6 +29,7 @@ from tests.mutants.setting import StepWorld, small
 from tests.support.fsck import report_of
 from tests.support.lives import on, trees
 from tests.unit.service.test_rebuild import files, lose
+from tools.breakit import break_it
 
 
 @pytest.fixture
@@ -286,3 +287,33 @@ def test_no_store_is_read_only_by_itself(kept_store):
     assert not Disk().is_read_only(kept_store)
     with small():
         Store.open(kept_store, Disk(), StepWorld()).close(clean=True)
+
+
+@pytest.fixture
+def known_loss(kept_store: Path) -> Path:
+    """A store that has lost a chunk, knows it, and knows of one that has been freed since."""
+    break_it(kept_store, 'payload-flip', seed=1)
+    with small():
+        assert main(['scrub', '--store', str(kept_store)]) == 4
+    with sqlite3.connect(kept_store / 'catalog.sqlite') as db:
+        assert db.execute('SELECT count(*) FROM damage').fetchone() == (1,)
+        (gone,) = db.execute('SELECT id FROM freed LIMIT 1').fetchone()
+        db.execute("INSERT INTO damage VALUES (?, 1, 'read', 'x')", (gone,))
+    db.close()
+    return kept_store
+
+
+def test_a_loss_that_is_known_keeps_nobody_out_of_a_filesystem_that_is_read_only(known_loss, below):
+    below(known_loss)
+    with small():
+        assert main(['snapshot', 'list', '--store', str(known_loss)]) == 0
+        assert main(['recover', 'home@tuesday', '--dry-run', '--store', str(known_loss)]) == 4
+
+
+def test_nor_out_of_a_store_that_has_stopped(known_loss, capsysbinary):
+    with sqlite3.connect(known_loss / 'catalog.sqlite') as db:
+        db.execute("INSERT INTO incident (scope, reason, opened_ns) VALUES ('store', 'a sync failed', 1)")
+    db.close()
+    with small():
+        assert main(['snapshot', 'list', '--store', str(known_loss)]) == 0
+    assert b'DAMAGED' in capsysbinary.readouterr().out
