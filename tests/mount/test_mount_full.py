@@ -34,7 +34,7 @@ def small_disk(as_root: None, request: pytest.FixtureRequest, place: Path) -> It
 def full(small_disk: Path, new_mount: Callable[..., Mount]) -> Iterator[Mount]:
     """A store on the small disk, with the volume `home`."""
     mount = new_mount(small_disk)
-    mount.expected.append('full|No space left')
+    mount.expected.append('(?i)full|no space left')
     with mount.watched():
         mount.start()
         (mount.path / 'home').mkdir()
