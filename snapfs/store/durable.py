@@ -256,8 +256,15 @@ class Disk:
 
     # --- names -------------------------------------------------------------------------------------------
     def exists(self, path: Path) -> bool:
-        """Say whether the name exists (a symbolic link counts, followed or not)."""
-        return os.path.lexists(path)
+        """Say whether the name exists (a symbolic link counts, followed or not). Corrupt when the disk does
+        not say: what cannot be seen is not gone (P10)."""
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise Corrupt(f'cannot look for {path}: {error.strerror}') from error
+        return True
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename inside one directory, replacing `new`. Durable after `sync_directory`."""

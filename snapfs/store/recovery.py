@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,13 @@ class Recovered:
     oddity: str | None = None
 
 
+def _may_be_a_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return True  # what cannot be seen may be full of packs
+
+
 def packs_on_disk(disk: Disk, root: Path, *, every: bool = False) -> list[tuple[int, bytes]]:
     """Return (kind, name) of every file under STORE/packs that is called like a pack; others are logged. With
     `every`, for whom a pack that is not seen is one that is lost: Corrupt when a directory is missing or
@@ -71,7 +79,7 @@ def packs_on_disk(disk: Disk, root: Path, *, every: bool = False) -> list[tuple[
             try:
                 texts = disk.listdir(root / folder / prefix)
             except Corrupt as error:
-                if every and os.path.isdir(root / folder / prefix):
+                if every and _may_be_a_directory(root / folder / prefix):
                     raise Corrupt(str(error), advice=_UNSEEN) from error
                 log.error('%s; it is left alone', error)  # a pack in there that anybody names will be missed
                 continue

@@ -466,8 +466,9 @@ def _way_out_of_hole(store: Path, name: str) -> str:
 
 def _way_out(store: Path) -> str:
     """Say what helps somebody whose catalog is gone or damaged."""
-    count = len(list((store / 'backups').glob('*.json')))
-    return (
-        f'Make a new catalog: snapfs rebuild {store} {store / "catalog.new"} --install. '
-        f'There are {count} backups of its names.'
-    )
+    advice = f'Make a new catalog: snapfs rebuild {store} {store / "catalog.new"} --install.'
+    try:
+        count = sum(name.endswith('.json') for name in os.listdir(store / 'backups'))
+    except OSError as error:
+        return f'{advice} The backups of its names cannot be listed: {error.strerror}.'
+    return f'{advice} There are {count} backups of its names.'
