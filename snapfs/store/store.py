@@ -29,7 +29,8 @@ from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.store.lock import StoreLock
 from snapfs.store.mirror import Mirror
-from snapfs.store.packs import FOLDERS, PackNumbers
+from snapfs.store.missing import DIRECTORIES, way_out_of_hole
+from snapfs.store.packs import PackNumbers
 from snapfs.store.recovery import Recovered, packs_on_disk, recover_pack
 from snapfs.store.registry import Registry
 from snapfs.store.rows import PackRow
@@ -37,8 +38,6 @@ from snapfs.world import World
 
 log = logging.getLogger('snapfs.store')
 T = TypeVar('T')
-
-DIRECTORIES = ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values()))
 
 
 class Store:
@@ -145,7 +144,7 @@ class Store:
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 # P10: it is not an empty one
-                raise Corrupt(f'{path / name} is missing', advice=_way_out_of_hole(path, name))
+                raise Corrupt(f'{path / name} is missing', advice=way_out_of_hole(path, name))
         self.catalog = self._with_reserve(lambda: Catalog.open(disk, path / 'catalog.sqlite'))
         self._parts.append(self.catalog)
         self.registry = Registry(self.catalog)
@@ -441,26 +440,6 @@ def _way_out_of_journal(store: Path) -> str:
     return (
         'Nothing was changed. What the journal holds can be read with snapfs-dump. To go on without what is '
         f'damaged, which stays: snapfs rebuild {store} {store / "catalog.new"} --install --journal.'
-    )
-
-
-def _way_out_of_hole(store: Path, name: str) -> str:
-    """Say what helps somebody whose store lacks one of its directories."""
-    recover = f'snapfs recover VOLUME@SNAPSHOT --store {store}'
-    nodes = f'what {store / "mirror"} has of it comes back'
-    files = f'{recover} --donors DIRECTORY, and snapfs damage {store} names the files that are lost'
-    after = {
-        'packs': f'{files}; of nodes {nodes}',
-        'packs/data': files,
-        'packs/meta': f'{recover}, or snapfs scrub --store {store}: {nodes}',
-        'batches': f'snapfs fsck {store}, which says what receipts are lost',
-    }[name]
-    made = ' '.join(str(store / one) for one in DIRECTORIES if one.startswith(f'{name}/')) or str(
-        store / name
-    )
-    return (
-        'Nothing was changed. It may lie on a disk that is not mounted. If it is really lost: '
-        f'mkdir{" -p" * (name == "packs")} {made}; {after}.'
     )
 
 

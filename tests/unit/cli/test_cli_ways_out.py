@@ -97,3 +97,23 @@ def test_a_lost_catalog_leads_to_rebuild(run, store, command, damage):
     code, _, error = run(command, 'home@monday', '--store', store)
     assert code == 13 and len(error) == 1
     assert error[0].endswith(f'snapfs rebuild {store} {store / "catalog.new"} --install.')
+
+
+@pytest.mark.parametrize('name', ['packs', 'packs/meta', 'packs/data', 'batches'])
+def test_it_says_what_else_is_missing_and_what_helps(run, store, tmp_path, name):
+    shutil.rmtree(store / name)
+    code, _, (line,) = run('rebuild', store, tmp_path / 'new')
+    assert code == 3 and f'the catalog is whole, and a rebuild would only forget things; but {store}/' in line
+    assert f'{store / name} is missing' in line
+    assert f'If it is really lost: mkdir{" -p" * (name == "packs")} {store}' in line
+
+
+def test_and_which_packs_are(run, store, tmp_path):
+    packs = sorted(one for one in (store / 'packs').rglob('*') if one.is_file())
+    packs[0].unlink()
+    with packs[1].open('r+b') as handle:
+        handle.truncate(100)
+    code, _, (line,) = run('rebuild', store, tmp_path / 'new')
+    assert code == 3
+    assert f'but 1 pack is missing ({packs[0].name}), 1 pack is too short ({packs[1].name})' in line
+    assert f'snapfs damage {store} names the files' in line and '--store' in line
