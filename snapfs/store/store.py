@@ -194,7 +194,7 @@ class Store:
         try:
             self.audit = AuditLog.open(self.disk, path, self.world, head)
         except (Corrupt, FileNotFoundError) as error:
-            broken = str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
+            broken = _audit_problem(error)
             log.critical('the collector stops: %s', broken)
             self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
@@ -306,14 +306,31 @@ class Store:
                 str(self.disk.latched),
                 advice='Unmount the store and look at the disk below it; then acknowledge.',
             )
-        try:
-            log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
-        except FileNotFoundError as error:
-            raise Corrupt('the audit log is gone', advice='Put it back from a copy of the store.') from error
+        log = self._audit_while_stopped()
         try:
             log.append(event)
+            self.audit.known = log.known  # the catalog keeps it with the effect of the line
         finally:
             log.close()
+
+    def _audit_while_stopped(self) -> AuditLog:
+        """Open the log to be written. One that is damaged or gone goes on as at an opening: in a new segment
+        that begins with the reason, while an incident of its own keeps the collector stopped."""
+        disk, path, head = Disk(), self.path / 'audit.log', self.catalog.audit_head()
+        try:
+            return AuditLog.open(disk, path, self.world, head)
+        except (Corrupt, FileNotFoundError) as error:
+            broken = _audit_problem(error)
+        self._record_incident('collector', broken)
+        if not self.catalog.incidents('collector'):
+            raise Corrupt(f'{broken}, and that could not be written down')
+        log = AuditLog.begin_again(disk, path, self.world, head)
+        try:
+            log.append({'event': 'audit-broken', 'reason': broken})
+        except BaseException:
+            log.close()
+            raise
+        return log
 
     # --- the latch ---------------------------------------------------------------------------------------
     @property
@@ -427,6 +444,10 @@ def _superblock(disk: Disk, path: Path) -> Superblock:
         if superblock_copy(disk, path) is None:
             raise
         raise Corrupt(str(error), advice=_copy_is_there(path)) from error
+
+
+def _audit_problem(error: Exception) -> str:
+    return str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
 
 
 def _copy_is_there(store: Path) -> str:
