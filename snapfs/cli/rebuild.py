@@ -92,6 +92,7 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_
     from snapfs.store import backup as backups
     from snapfs.store.durable import Disk
     from snapfs.store.lock import StoreLock
+    from snapfs.store.missing import refuse_links
     from snapfs.world import World
 
     world, disk = World(), Disk()
@@ -100,6 +101,7 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_
         found = small_parts.find_superblock(disk, store)
     except (FileNotFoundError, NotADirectoryError):
         raise Invalid(f'{store} is not a snapfs store') from None
+    refuse_links(store)
     uuid = found.block.uuid
     lock = StoreLock(disk, store / 'lock', world)
     lock.acquire()

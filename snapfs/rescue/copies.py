@@ -32,7 +32,7 @@ from snapfs.rescue.presence import Presence
 from snapfs.rescue.reader import Place, Reader
 from snapfs.rescue.recover_values import Copies, CopiesSpec, Depth, Donor, Lost, PackCopy
 from snapfs.store.durable import Disk
-from snapfs.store.mirror import mirror_path, read_copy
+from snapfs.store.mirror import is_linked, mirror_path, read_copy
 from snapfs.store.packs import pack_path
 from snapfs.store.recovery import PACK_FILE_BYTES_MAX
 from snapfs.store.rows import PackRow
@@ -147,6 +147,8 @@ def _has_footer(disk: Disk, path: Path, row: PackRow) -> bool:
 def content_of(disk: Disk, store: Path, uuid: bytes, row: PackRow, named: int) -> Content | None:
     """Return what a sealed pack has to have, from its copy; None when that has not all of it. Every record is
     verified. `named`: up to where the catalog names bytes of it."""
+    if is_linked(store):
+        return None
     try:
         data = disk.read_file(mirror_path(store, row.name), PACK_FILE_BYTES_MAX)
         if decode_pack_header(data[:PACK_HEADER_BYTES]) != PackHeader(uuid, row.name, RecordKind.NODE):

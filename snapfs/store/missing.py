@@ -8,10 +8,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapfs.errors import Corrupt
 from snapfs.store.packs import FOLDERS, pack_path
 from snapfs.store.rows import PackRow
 
 DIRECTORIES = ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values()))
+
+
+def refuse_links(store: Path) -> None:
+    """Raise Corrupt when a symbolic link stands in the place of one of the store's directories: what is
+    written below it would go where nobody said."""
+    for name in DIRECTORIES:
+        if (store / name).is_symlink():
+            raise Corrupt(
+                f'{store / name} is a symbolic link, and inside a store none is followed',
+                advice='Nothing was changed. Put the directory itself there, or mount its disk there.',
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.store.lock import StoreLock
 from snapfs.store.mirror import Mirror
-from snapfs.store.missing import DIRECTORIES, way_out_of_hole
+from snapfs.store.missing import DIRECTORIES, refuse_links, way_out_of_hole
 from snapfs.store.packs import PackNumbers
 from snapfs.store.recovery import Recovered, packs_on_disk, recover_pack
 from snapfs.store.registry import Registry
@@ -141,6 +141,7 @@ class Store:
     def _open_parts(self) -> None:
         disk, path, uuid = self.disk, self.path, self.superblock.uuid
         readonly.stop_writing(disk, path)
+        refuse_links(path)
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 # P10: it is not an empty one
