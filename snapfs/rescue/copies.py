@@ -183,7 +183,7 @@ def _records(data: bytes) -> tuple[list[PackEntry], int]:
 
 def adds_only(disk: Disk, store: Path, row: PackRow, content: Content) -> bool:
     """Say whether nothing that is there now would be lost by making the pack again: there is no file, or one
-    that is the beginning of what would be."""
+    that is the beginning of what would be, or the same but for its footer."""
     path = pack_path(store / 'packs', row.kind, row.name)
     if not disk.exists(path):
         return True
@@ -191,7 +191,15 @@ def adds_only(disk: Disk, store: Path, row: PackRow, content: Content) -> bool:
         now = disk.read_file(path, PACK_FILE_BYTES_MAX)
     except (OSError, Corrupt):
         return False
-    return len(now) < len(content.data) and content.data.startswith(now)
+    return content.data.startswith(now) or wrong_footer(now, content)
+
+
+def wrong_footer(now: bytes, content: Content) -> bool:
+    """Say whether a file has all that it has to have, but for its footer: each record is the same, and
+    verified in the copy."""
+    last = content.entries[-1] if content.entries else None
+    end = PACK_HEADER_BYTES if last is None else last.offset + HEADER_BYTES + last.stored_length
+    return len(now) == len(content.data) and now != content.data and now[:end] == content.data[:end]
 
 
 def _groups(rows: Sequence[PackRow]) -> Iterator[Sequence[PackRow]]:

@@ -90,7 +90,9 @@ class Evidence:
         self._unproved()
         self._views()
         for name in self._store.entries():
-            if name not in TOP and not name.startswith(('catalog.', 'journal.lost-', 'superblock.lost-')):
+            if name not in TOP and not name.startswith(
+                ('catalog.', 'journal.lost-', 'superblock.lost-', 'pack.lost-')
+            ):
                 self._report.add('entry-unknown', name, 'is not a part of a store')
 
     # --- journal -----------------------------------------------------------------------------------------
