@@ -177,6 +177,8 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
     )
     output.say(f'{found["packs"]} packs, {found["chunks"]} chunks; {names}')
     output.say(f'{found["volumes"]} volumes and {found["snapshots"]} snapshots by name')
+    if found['backup'] and not found['replay']:
+        output.say('Volumes are as they were then: what was written since is not in them')
     if found['trees']:
         output.say(f'{found["trees"]} whole trees that nobody names: snapshots of the volume recovered')
     if found['hidden']:
