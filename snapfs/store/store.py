@@ -76,7 +76,7 @@ class Store:
         path = path.parent.resolve() / path.name
         if disk.exists(path / 'superblock'):
             raise Invalid(f'{path} is a store already')
-        if disk.exists(path) and (not path.is_dir() or disk.listdir(path)):
+        if disk.exists(path) and (not path.is_dir() or set(disk.listdir(path)) - {'lost+found'}):
             raise Invalid(f'{path} is not an empty directory')
         if not os.access(path if path.is_dir() else path.parent, os.W_OK | os.X_OK):
             raise Invalid(f'no permission to write in {path}')
