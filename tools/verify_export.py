@@ -5,8 +5,10 @@ Needs blake3, and before Python 3.14 backports.zstd."""
 
 import json
 import os
+import shutil
 import sqlite3
 import sys
+import tempfile
 from pathlib import Path
 
 from blake3 import blake3
@@ -39,15 +41,21 @@ def whole(store: Path, db: sqlite3.Connection, id: bytes, length: int) -> bool:
 def stop(kind: type, error: BaseException, trace: object) -> None:
     """One line: what cannot be opened is a wrong call, what makes no sense is no whole export or catalog."""
     print(f'{" ".join(sys.argv[1:])}: {error!r}', file=sys.stderr, flush=True)
+    folder.cleanup()
     os._exit(2 if issubclass(kind, OSError) else 4)
 
 
 if len(sys.argv) not in (3, 4) or not Path(sys.argv[2], 'catalog.sqlite').is_file():
     print('say: verify_export.py EXPORT STORE [ROOT]', file=sys.stderr)
     sys.exit(2)
+folder = tempfile.TemporaryDirectory()
 sys.excepthook = stop
 export, store, *wanted = sys.argv[1:]
-db = sqlite3.connect(Path(store, 'catalog.sqlite').absolute().as_uri() + '?mode=ro', uri=True)
+catalog = copy = Path(store, 'catalog.sqlite').absolute()
+if not Path(f'{catalog}-shm').exists():  # nobody has it open, and SQLite would leave files beside it
+    for one in filter(Path.is_file, (catalog, Path(f'{catalog}-wal'))):
+        copy = Path(shutil.copyfile(one, Path(folder.name, one.name))).with_name(catalog.name)
+db = sqlite3.connect((catalog if Path(f'{catalog}-shm').exists() else copy).as_uri() + '?mode=ro', uri=True)
 trees: list[tuple[int, bytes]] = []  # (height, hash): the Merkle tree of RFC 6962, section 2.1
 path, bad, stated = '', 0, 'nothing'
 for number, text in enumerate(open(export, 'rb')):  # noqa: SIM115

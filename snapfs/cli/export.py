@@ -57,9 +57,11 @@ def opened_store() -> Iterator[Reader]:
     from snapfs.service import client
     from snapfs.store.durable import Disk
     from snapfs.store.lock import as_verifier
+    from snapfs.store.missing import refuse_links
 
     option, _as_json = click.get_current_context().obj
     store = client.locate(option, os.environ).store
+    refuse_links(store)
     uuid = decode_superblock((store / 'superblock').read_bytes()).uuid
     with as_verifier(Disk(), store), _led_out(store):
         reader = Reader(store, uuid)

@@ -92,6 +92,7 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_
     from snapfs.store import backup as backups
     from snapfs.store.durable import Disk
     from snapfs.store.lock import StoreLock
+    from snapfs.store.missing import refuse_links
     from snapfs.world import World
 
     world, disk = World(), Disk()
@@ -100,6 +101,7 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_
         found = small_parts.find_superblock(disk, store)
     except (FileNotFoundError, NotADirectoryError):
         raise Invalid(f'{store} is not a snapfs store') from None
+    refuse_links(store)
     uuid = found.block.uuid
     lock = StoreLock(disk, store / 'lock', world)
     lock.acquire()
@@ -175,6 +177,8 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
     )
     output.say(f'{found["packs"]} packs, {found["chunks"]} chunks; {names}')
     output.say(f'{found["volumes"]} volumes and {found["snapshots"]} snapshots by name')
+    if found['backup'] and not found['replay']:
+        output.say('Volumes are as they were then: what was written since is not in them')
     if found['trees']:
         output.say(f'{found["trees"]} whole trees that nobody names: snapshots of the volume recovered')
     if found['hidden']:

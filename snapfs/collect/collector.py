@@ -39,7 +39,7 @@ from snapfs.collect.roots import RootRow, root_set
 from snapfs.collect.since import certified, since
 from snapfs.collect.states import CONFIRMED, QUARANTINED, BatchRow, batch, batches
 from snapfs.collect.states import approvals as approvals_of
-from snapfs.collect.sweep import census, retire, seal_wasteful, unlink
+from snapfs.collect.sweep import Vanished, census, retire, seal_wasteful, unlink
 from snapfs.errors import Corrupt, Held
 from snapfs.format.ids import data_id
 from snapfs.format.records import HEADER_BYTES
@@ -86,6 +86,7 @@ class Collector:
         self.batches = Batches(store)
         self.clock = TrustedClock(store.catalog, world)
         self.incidents = Incidents(store, lambda: self.configuration().hook)
+        self._told: set[tuple[bytes, str]] = set()  # what stays and why: said once, not in each round
         self._looked: float | None = None  # when all pages of the catalog were last looked at
 
     def configuration(self) -> Configuration:
@@ -424,9 +425,16 @@ class Collector:
             if row.state == 'sealed' and not retire(self.store, row):
                 return False
             return unlink(self.store, row, receipts) is None
+        except Vanished:
+            self._tell(row.name, 'is not on the disk, and nothing needs it: only its row stays')
         except Corrupt as error:
-            log.error('pack %s stays: %s', row.name.hex(), error)
-            return False
+            self._tell(row.name, f'stays: {error}')
+        return False
+
+    def _tell(self, name: bytes, what: str) -> None:
+        if (name, what) not in self._told:
+            self._told.add((name, what))
+            log.error('pack %s %s', name.hex(), what)
 
     def _repack(self, chosen: Sequence[Any], receipts: Receipts) -> int:
         try:

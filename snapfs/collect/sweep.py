@@ -38,6 +38,10 @@ from snapfs.store.store import Store
 log = logging.getLogger(__name__)
 
 
+class Vanished(Corrupt):
+    """A pack that should be on the disk is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class PackUse:
     """What the catalog says about one pack: rows and stored bytes (headers included) in each table."""
@@ -111,10 +115,10 @@ def seal_wasteful(store: Store, waste_min: float) -> int:
 
 
 def retire(store: Store, row: PackRow) -> bool:
-    """Give a sealed pack up; False, nothing changed, when something names it (by now). Corrupt when its
-    file is not there: from here on a missing file counts as one that was unlinked after a last look."""
+    """Give a sealed pack up; False, nothing changed, when something names it (by now). Vanished when
+    its file is not there: from here on a missing file counts as one that was unlinked after a last look."""
     if not store.disk.exists(pack_path(store.path / 'packs', row.kind, row.name)):
-        raise Corrupt(f'pack {row.name.hex()} has vanished')
+        raise Vanished(f'pack {row.name.hex()} has vanished')
     with store.catalog.transaction() as db:
         # Asked again inside: a commit may have brought rows since the census, and memory may have some still.
         if row.pack in store.chunks.busy_packs():

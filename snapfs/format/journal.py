@@ -68,6 +68,7 @@ from crc32c import crc32c
 
 from snapfs import errors, limits
 from snapfs.format.codec import Codec
+from snapfs.format.crcs import RangeCrcs
 from snapfs.format.ids import Buffer
 from snapfs.format.items import Value, check_item, item_size
 from snapfs.format.keys import KEY_BYTES_MAX, decode_key
@@ -275,12 +276,13 @@ def find_frames(buffer: Buffer, store_uuid: bytes, offset: int) -> Iterator[tupl
 
     For the question what else there is behind the place where reading stopped. A frame counts as whole by its
     CRC, and the store's uuid, which only its owner can read, keeps contents of files from posing as one;
-    inside a whole frame nothing is looked for.
+    inside a whole frame nothing is looked for. Takes time in proportion to the buffer, whatever is in it.
     """
     view = memoryview(buffer)
+    crcs = RangeCrcs(view)
     while (found := _FRAME_START.search(view, offset)) is not None:
         offset = found.start()
-        frame = _decode_frame_header(view, store_uuid, offset)
+        frame = _decode_frame_header(view, store_uuid, offset, crcs)
         if frame is None:
             offset += 1
             continue
@@ -291,7 +293,7 @@ def find_frames(buffer: Buffer, store_uuid: bytes, offset: int) -> Iterator[tupl
 
 
 def _decode_frame_header(
-    view: memoryview, store_uuid: bytes, offset: int
+    view: memoryview, store_uuid: bytes, offset: int, crcs: RangeCrcs | None = None
 ) -> tuple[int, int, bool, memoryview] | None:
     """Return (sequence, part, more, body), or None when no good frame of this store stands at `offset`."""
     body_start = offset + FRAME_HEADER_BYTES
@@ -303,7 +305,8 @@ def _decode_frame_header(
     if length > FRAME_BODY_BYTES_MAX or len(view) < body_start + length:
         return None
     body = view[body_start : body_start + length]
-    crc = crc32c(body, crc32c(view[offset : offset + _FRAME.size]))
+    crc = crc32c(view[offset : offset + _FRAME.size])
+    crc = crcs.crc(body_start, body_start + length, crc) if crcs is not None else crc32c(body, crc)
     if _CRC.unpack_from(view, offset + _FRAME.size)[0] != crc:
         return None
     return sequence, part, bool(more), body

@@ -32,7 +32,7 @@ from snapfs.rescue.presence import Presence
 from snapfs.rescue.reader import Place, Reader
 from snapfs.rescue.recover_values import Copies, CopiesSpec, Depth, Donor, Lost, PackCopy
 from snapfs.store.durable import Disk
-from snapfs.store.mirror import mirror_path, read_copy
+from snapfs.store.mirror import is_linked, mirror_path, read_copy
 from snapfs.store.packs import pack_path
 from snapfs.store.recovery import PACK_FILE_BYTES_MAX
 from snapfs.store.rows import PackRow
@@ -147,6 +147,8 @@ def _has_footer(disk: Disk, path: Path, row: PackRow) -> bool:
 def content_of(disk: Disk, store: Path, uuid: bytes, row: PackRow, named: int) -> Content | None:
     """Return what a sealed pack has to have, from its copy; None when that has not all of it. Every record is
     verified. `named`: up to where the catalog names bytes of it."""
+    if is_linked(store):
+        return None
     try:
         data = disk.read_file(mirror_path(store, row.name), PACK_FILE_BYTES_MAX)
         if decode_pack_header(data[:PACK_HEADER_BYTES]) != PackHeader(uuid, row.name, RecordKind.NODE):
@@ -181,7 +183,7 @@ def _records(data: bytes) -> tuple[list[PackEntry], int]:
 
 def adds_only(disk: Disk, store: Path, row: PackRow, content: Content) -> bool:
     """Say whether nothing that is there now would be lost by making the pack again: there is no file, or one
-    that is the beginning of what would be."""
+    that is the beginning of what would be, or the same but for its footer."""
     path = pack_path(store / 'packs', row.kind, row.name)
     if not disk.exists(path):
         return True
@@ -189,7 +191,15 @@ def adds_only(disk: Disk, store: Path, row: PackRow, content: Content) -> bool:
         now = disk.read_file(path, PACK_FILE_BYTES_MAX)
     except (OSError, Corrupt):
         return False
-    return len(now) < len(content.data) and content.data.startswith(now)
+    return content.data.startswith(now) or wrong_footer(now, content)
+
+
+def wrong_footer(now: bytes, content: Content) -> bool:
+    """Say whether a file has all that it has to have, but for its footer: each record is the same, and
+    verified in the copy."""
+    last = content.entries[-1] if content.entries else None
+    end = PACK_HEADER_BYTES if last is None else last.offset + HEADER_BYTES + last.stored_length
+    return len(now) == len(content.data) and now != content.data and now[:end] == content.data[:end]
 
 
 def _groups(rows: Sequence[PackRow]) -> Iterator[Sequence[PackRow]]:

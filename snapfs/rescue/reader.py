@@ -20,7 +20,7 @@ from snapfs.format.ids import RecordKind
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path
-from snapfs.store.readonly import still_catalog
+from snapfs.store.readonly import copied_catalog, still_catalog
 
 TABLES = ('chunk', 'quarantine')
 _KINDS = frozenset(map(int, RecordKind))
@@ -44,7 +44,8 @@ class Reader:
 
     def __init__(self, store: Path, uuid: bytes, disk: Disk | None = None, still: bool = False) -> None:
         """Corrupt when the catalog is not one of this version. `still`: whoever wants it read has the store's
-        lock, and changes nothing meanwhile; then nothing is made beside the catalog."""
+        lock, and changes nothing meanwhile. Nothing is made beside the catalog; of one that nobody has open
+        the state at this moment is read."""
         self.store = store
         self.uuid = uuid
         self._disk = disk or Disk()
@@ -55,7 +56,7 @@ class Reader:
             raise Corrupt('catalog.sqlite is missing')
         # Where there is an index, somebody may have the store open; then it is there to be read, too.
         still = still or (self._disk.is_read_only(path) and not Path(f'{path}-shm').exists())
-        self._still = still_catalog(path) if still else None
+        self._still = still_catalog(path) if still else copied_catalog(path)
         options = f'{self._still.uri}?mode=ro{self._still.options}' if self._still else ''
         options = options or f'file:{quote(str(path))}?mode=ro'
         self._db = sqlite3.connect(options, uri=True, isolation_level=None)

@@ -25,9 +25,12 @@ from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.store.migrate import OLDEST_VERSION
-from snapfs.store.rows import hold_row, request_row, snapshot_row, volume_row
+from snapfs.store.missing import DIRECTORIES, missing_packs, way_out_of_hole
+from snapfs.store.readonly import still_catalog
+from snapfs.store.rows import PackRow, hold_row, request_row, snapshot_row, volume_row
 
 LOGS = ('-wal', '-shm')
+_PACKS = 'SELECT pack, name, kind, state, bytes, records FROM pack ORDER BY pack'
 NOT_LOOKED_AT = (
     'Nothing was changed: a catalog that could not be looked at is not a damaged one. Call again as its '
     'owner, or when it can be read.'
@@ -109,13 +112,41 @@ def _proves_damage(error: sqlite3.Error) -> bool:
 
 def refuse_whole(disk: Disk, store: Path) -> None:
     """Raise Refused(EEXIST) when the catalog is whole: there is nothing to make anew, and a rebuild would
-    forget things."""
-    if catalog_is_whole(disk, store):
-        raise Refused(
-            errno.EEXIST,
-            'the catalog is whole, and a rebuild would only forget things',
-            advice=f'See: snapfs fsck {store}.',
-        )
+    forget things. What else of the store is missing is told, with what helps: that is why somebody calls."""
+    if not catalog_is_whole(disk, store):
+        return
+    missing, advice = _hole(disk, store)
+    raise Refused(
+        errno.EEXIST,
+        f'the catalog is whole, and a rebuild would only forget things{"; but " * bool(missing)}{missing}',
+        advice=advice or f'See: snapfs fsck {store}.',
+    )
+
+
+def _hole(disk: Disk, store: Path) -> tuple[str, str]:
+    """Return what of a store with a whole catalog is seen to be missing, and what helps; nothing when all is
+    there, or cannot be looked at."""
+    for name in DIRECTORIES:
+        if not disk.exists(store / name):
+            return f'{store / name} is missing', way_out_of_hole(store, name)
+    try:
+        found = missing_packs(store, _pack_rows(store / 'catalog.sqlite'))
+    except (sqlite3.Error, SnapfsError):
+        return '', ''
+    return found.text(), (
+        f'snapfs damage {store} names the files that are lost; snapfs recover VOLUME@SNAPSHOT '
+        f'--store {store} brings back what other copies have, and donors.'
+    ) * bool(found.text())
+
+
+def _pack_rows(path: Path) -> list[PackRow]:
+    still = still_catalog(path)
+    try:
+        uri = f'{still.uri}?mode=ro{still.options}'
+        with closing(sqlite3.connect(uri, uri=True)) as db:
+            return [PackRow(*row) for row in db.execute(_PACKS)]
+    finally:
+        still.close()
 
 
 def _is_whole(path: Path) -> bool:

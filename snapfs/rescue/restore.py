@@ -2,7 +2,8 @@
 no batch moves. What is done was decided by a look at the copies (copies.py), and is looked at once more.
 
 A pack is written beside its place, synced, and gets its name: whatever ends it, there is what was there, or
-all of it. A file that is replaced was the beginning of the new one. The catalog's row changes last, and only
+all of it. A file that is replaced was the beginning of the new one, or had a wrong footer and is
+kept. The catalog's row changes last, and only
 where a pack had never got its footer: one that was open when it lost something."""
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Iterable
 
 from snapfs.errors import SnapfsError
 from snapfs.format.ids import RecordKind
-from snapfs.rescue.copies import Content, adds_only, content_of, is_odd, named_end
+from snapfs.rescue.copies import Content, adds_only, content_of, is_odd, named_end, wrong_footer
+from snapfs.rescue.rebuild_install import free_name
 from snapfs.rescue.recover_values import PackCopy
 from snapfs.store.packs import pack_path
+from snapfs.store.recovery import PACK_FILE_BYTES_MAX
 from snapfs.store.rows import PackRow
 from snapfs.store.store import Store
 
@@ -37,11 +40,23 @@ def restore_packs(store: Store, plan: Iterable[PackCopy]) -> dict[bytes, int]:
         content = content_of(store.disk, store.path, store.superblock.uuid, row, named)
         if content is None or not adds_only(store.disk, store.path, row, content):
             continue
+        _keep_wrong_footer(store, row, content)
         _write(store, row, content)
         _note(store, row, content)
         log.warning('pack %s was made again from its copy', row.name.hex())
         made[row.name] = len(content.entries)
     return made
+
+
+def _keep_wrong_footer(store: Store, row: PackRow, content: Content) -> None:
+    """Keep a file that is not merely the beginning of the new one, as STORE/pack.lost-NAME-N."""
+    disk, path = store.disk, pack_path(store.path / 'packs', row.kind, row.name)
+    if disk.exists(path):
+        now = disk.read_file(path, PACK_FILE_BYTES_MAX)
+        if wrong_footer(now, content):
+            name = free_name(disk, store.path, f'pack.lost-{row.name.hex()}-', [''])
+            disk.write_file(store.path / name, now)
+            log.warning('pack %s has a wrong footer; it is kept as %s', row.name.hex(), name)
 
 
 def _write(store: Store, row: PackRow, content: Content) -> None:

@@ -185,5 +185,10 @@ def _log_to(request: MountRequest) -> None:
     if request.log is None:
         logs.log_to_stderr()
     else:
+        if request.log == request.store / DEFAULT_LOG and request.log.is_symlink():
+            raise Invalid(
+                f'{request.log} is a symbolic link, and inside a store none is followed',
+                advice='Remove it; or name what it leads to: -o log=FILE.',
+            )
         logs.log_to_file(request.log)
     logging.getLogger('trio').setLevel(logging.WARNING)

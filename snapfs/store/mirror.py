@@ -31,8 +31,15 @@ def mirror_path(store: Path, name: bytes) -> Path:
     return store / FOLDER / name.hex()[:2] / name.hex()
 
 
+def is_linked(store: Path) -> bool:
+    """Say whether a symbolic link stands in the place of the mirror: then there is none, to read or write."""
+    return (store / FOLDER).is_symlink()
+
+
 def read_copy(disk: Disk, store: Path, name: bytes, offset: int, stored: int, id: bytes) -> bytes | None:
     """Return the plain bytes of a node from the copy of its pack; None when that does not have it whole."""
+    if is_linked(store):
+        return None
     try:
         fd = disk.open_read(mirror_path(store, name))
     except (OSError, Corrupt):
@@ -77,6 +84,8 @@ class Mirror:
         return copied
 
     def _copy(self) -> int:
+        if is_linked(self._store):
+            raise Corrupt(f'{self._store / FOLDER} is a symbolic link, and inside a store none is followed')
         figures = self._disk.statvfs(self._store)
         if figures.f_bavail * figures.f_frsize < 2 * limits.FREE_BYTES_MIN:
             self._sweep()

@@ -4,7 +4,8 @@ SQLite reads a catalog that has a log (-wal) by way of an index (-shm) that it m
 only reads. On a filesystem that is mounted read-only it cannot. There the file alone is read, as one that
 nobody changes; or, where its log has something in it (a crash, or a copy made in the middle of work), a copy
 of both in a temporary directory. Whoever calls knows that nobody has the store open: by its lock, or because
-there is no index."""
+there is no index. Where it can be written, the index stays behind when a reader has gone: there a catalog
+that nobody has open is always copied."""
 
 from __future__ import annotations
 
@@ -70,10 +71,42 @@ def still_catalog(path: Path) -> StillCatalog:
     log = Path(f'{path}-wal')
     if not (log.is_file() and log.stat().st_size):
         return StillCatalog(f'file:{quote(str(path))}', '&immutable=1', None)
+    return _copied(path)
+
+
+def copied_catalog(path: Path) -> StillCatalog | None:
+    """Return how to open a copy of a catalog that nobody has open, so that nothing is left beside it; None
+    when somebody has it (there is an index), or opened it meanwhile. As `still_catalog` otherwise."""
+    index, marks = Path(f'{path}-shm'), _marks(path)
+    if index.exists():
+        return None
+    copy = _copied(path)
+    if index.exists() or _marks(path) != marks:
+        copy.close()
+        return None
+    return copy
+
+
+def _marks(path: Path) -> list[tuple[int, int, int] | None]:
+    """Return what changes when somebody writes to a catalog."""
+    found: list[tuple[int, int, int] | None] = []
+    for suffix in ('', '-wal'):
+        try:
+            status = os.stat(f'{path}{suffix}')
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        except FileNotFoundError:
+            found.append(None)
+    return found
+
+
+def _copied(path: Path) -> StillCatalog:
     folder = tempfile.TemporaryDirectory(prefix='snapfs-')
     try:
-        for suffix in ('', '-wal'):
-            shutil.copyfile(f'{path}{suffix}', f'{folder.name}/catalog.sqlite{suffix}')
+        shutil.copyfile(path, f'{folder.name}/catalog.sqlite')
+        try:
+            shutil.copyfile(f'{path}-wal', f'{folder.name}/catalog.sqlite-wal')
+        except FileNotFoundError:
+            pass  # it was closed clean
     except OSError as error:
         folder.cleanup()
         if error.errno == errno.ENOSPC:

@@ -29,7 +29,8 @@ from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.store.lock import StoreLock
 from snapfs.store.mirror import Mirror
-from snapfs.store.packs import FOLDERS, PackNumbers
+from snapfs.store.missing import DIRECTORIES, refuse_links, way_out_of_hole
+from snapfs.store.packs import PackNumbers
 from snapfs.store.recovery import Recovered, packs_on_disk, recover_pack
 from snapfs.store.registry import Registry
 from snapfs.store.rows import PackRow
@@ -37,8 +38,6 @@ from snapfs.world import World
 
 log = logging.getLogger('snapfs.store')
 T = TypeVar('T')
-
-DIRECTORIES = ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values()))
 
 
 class Store:
@@ -77,7 +76,7 @@ class Store:
         path = path.parent.resolve() / path.name
         if disk.exists(path / 'superblock'):
             raise Invalid(f'{path} is a store already')
-        if disk.exists(path) and (not path.is_dir() or disk.listdir(path)):
+        if disk.exists(path) and (not path.is_dir() or set(disk.listdir(path)) - {'lost+found'}):
             raise Invalid(f'{path} is not an empty directory')
         if not os.access(path if path.is_dir() else path.parent, os.W_OK | os.X_OK):
             raise Invalid(f'no permission to write in {path}')
@@ -142,10 +141,11 @@ class Store:
     def _open_parts(self) -> None:
         disk, path, uuid = self.disk, self.path, self.superblock.uuid
         readonly.stop_writing(disk, path)
+        refuse_links(path)
         for name in DIRECTORIES:
             if not disk.exists(path / name):
                 # P10: it is not an empty one
-                raise Corrupt(f'{path / name} is missing', advice=_way_out_of_hole(path, name))
+                raise Corrupt(f'{path / name} is missing', advice=way_out_of_hole(path, name))
         self.catalog = self._with_reserve(lambda: Catalog.open(disk, path / 'catalog.sqlite'))
         self._parts.append(self.catalog)
         self.registry = Registry(self.catalog)
@@ -195,7 +195,7 @@ class Store:
         try:
             self.audit = AuditLog.open(self.disk, path, self.world, head)
         except (Corrupt, FileNotFoundError) as error:
-            broken = str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
+            broken = _audit_problem(error)
             log.critical('the collector stops: %s', broken)
             self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
@@ -307,14 +307,31 @@ class Store:
                 str(self.disk.latched),
                 advice='Unmount the store and look at the disk below it; then acknowledge.',
             )
-        try:
-            log = AuditLog.open(Disk(), self.path / 'audit.log', self.world, self.catalog.audit_head())
-        except FileNotFoundError as error:
-            raise Corrupt('the audit log is gone', advice='Put it back from a copy of the store.') from error
+        log = self._audit_while_stopped()
         try:
             log.append(event)
+            self.audit.known = log.known  # the catalog keeps it with the effect of the line
         finally:
             log.close()
+
+    def _audit_while_stopped(self) -> AuditLog:
+        """Open the log to be written. One that is damaged or gone goes on as at an opening: in a new segment
+        that begins with the reason, while an incident of its own keeps the collector stopped."""
+        disk, path, head = Disk(), self.path / 'audit.log', self.catalog.audit_head()
+        try:
+            return AuditLog.open(disk, path, self.world, head)
+        except (Corrupt, FileNotFoundError) as error:
+            broken = _audit_problem(error)
+        self._record_incident('collector', broken)
+        if not self.catalog.incidents('collector'):
+            raise Corrupt(f'{broken}, and that could not be written down')
+        log = AuditLog.begin_again(disk, path, self.world, head)
+        try:
+            log.append({'event': 'audit-broken', 'reason': broken})
+        except BaseException:
+            log.close()
+            raise
+        return log
 
     # --- the latch ---------------------------------------------------------------------------------------
     @property
@@ -430,6 +447,10 @@ def _superblock(disk: Disk, path: Path) -> Superblock:
         raise Corrupt(str(error), advice=_copy_is_there(path)) from error
 
 
+def _audit_problem(error: Exception) -> str:
+    return str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
+
+
 def _copy_is_there(store: Path) -> str:
     return (
         f'A copy is in {store / FOLDER}. Put it in place: snapfs rebuild {store} '
@@ -441,26 +462,6 @@ def _way_out_of_journal(store: Path) -> str:
     return (
         'Nothing was changed. What the journal holds can be read with snapfs-dump. To go on without what is '
         f'damaged, which stays: snapfs rebuild {store} {store / "catalog.new"} --install --journal.'
-    )
-
-
-def _way_out_of_hole(store: Path, name: str) -> str:
-    """Say what helps somebody whose store lacks one of its directories."""
-    recover = f'snapfs recover VOLUME@SNAPSHOT --store {store}'
-    nodes = f'what {store / "mirror"} has of it comes back'
-    files = f'{recover} --donors DIRECTORY, and snapfs damage {store} names the files that are lost'
-    after = {
-        'packs': f'{files}; of nodes {nodes}',
-        'packs/data': files,
-        'packs/meta': f'{recover}, or snapfs scrub --store {store}: {nodes}',
-        'batches': f'snapfs fsck {store}, which says what receipts are lost',
-    }[name]
-    made = ' '.join(str(store / one) for one in DIRECTORIES if one.startswith(f'{name}/')) or str(
-        store / name
-    )
-    return (
-        'Nothing was changed. It may lie on a disk that is not mounted. If it is really lost: '
-        f'mkdir{" -p" * (name == "packs")} {made}; {after}.'
     )
 
 

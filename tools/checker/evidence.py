@@ -54,6 +54,7 @@ TOP = {
     'incidents', 'audit.log', 'lock', 'control.sock', 'reserve', 'daemon.log', 'daemon.log.1', 'backups',
     'mirror',
 }  # fmt: skip
+FOUND = 'lost+found'  # of a filesystem whose top is the store
 
 
 @dataclass(slots=True)
@@ -90,7 +91,11 @@ class Evidence:
         self._unproved()
         self._views()
         for name in self._store.entries():
-            if name not in TOP and not name.startswith(('catalog.', 'journal.lost-', 'superblock.lost-')):
+            if name == FOUND and (self._store.path / name).is_dir():
+                continue
+            if name not in TOP and not name.startswith(
+                ('catalog.', 'journal.lost-', 'superblock.lost-', 'pack.lost-')
+            ):
                 self._report.add('entry-unknown', name, 'is not a part of a store')
 
     # --- journal -----------------------------------------------------------------------------------------

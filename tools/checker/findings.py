@@ -60,6 +60,11 @@ CODES = {
     'catalog-corrupt': Code(DAMAGE, 'pages or rows of the catalog are damaged', _REBUILD),
     'catalog-row': Code(DAMAGE, 'a row of the catalog cannot be', _REBUILD),
     'entry-unknown': Code(NOTE, 'snapfs did not put it there, and does not look at it', _NOTHING),
+    'entry-link': Code(
+        DAMAGE,
+        'inside a store no symbolic link is followed, so the store is not opened',
+        'Put the directory itself there, or mount its disk there.',
+    ),
     'entry-odd': Code(WARNING, 'a file of the store is not what it should be', 'Look what it is.'),
     # --- packs
     'pack-missing': Code(DAMAGE, 'all its chunks are lost, unless there are donors', _RECOVER),

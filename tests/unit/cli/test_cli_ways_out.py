@@ -97,3 +97,46 @@ def test_a_lost_catalog_leads_to_rebuild(run, store, command, damage):
     code, _, error = run(command, 'home@monday', '--store', store)
     assert code == 13 and len(error) == 1
     assert error[0].endswith(f'snapfs rebuild {store} {store / "catalog.new"} --install.')
+
+
+@pytest.mark.parametrize('name', ['packs', 'packs/meta', 'packs/data', 'batches'])
+def test_it_says_what_else_is_missing_and_what_helps(run, store, tmp_path, name):
+    shutil.rmtree(store / name)
+    code, _, (line,) = run('rebuild', store, tmp_path / 'new')
+    assert code == 3 and f'the catalog is whole, and a rebuild would only forget things; but {store}/' in line
+    assert f'{store / name} is missing' in line
+    assert f'If it is really lost: mkdir{" -p" * (name == "packs")} {store}' in line
+
+
+def test_and_which_packs_are(run, store, tmp_path):
+    packs = sorted(one for one in (store / 'packs').rglob('*') if one.is_file())
+    packs[0].unlink()
+    with packs[1].open('r+b') as handle:
+        handle.truncate(100)
+    code, _, (line,) = run('rebuild', store, tmp_path / 'new')
+    assert code == 3
+    assert f'but 1 pack is missing ({packs[0].name}), 1 pack is too short ({packs[1].name})' in line
+    assert f'snapfs damage {store} names the files' in line and '--store' in line
+
+
+# --- a store that is the top of a filesystem -------------------------------------------------------------
+def test_lost_and_found_is_no_finding_and_hinders_nobody(run, tmp_path):
+    top = tmp_path / 'top'
+    (top / 'lost+found').mkdir(mode=0o700, parents=True)
+    assert run('init', top)[0] == 0
+    code, out, _ = run('fsck', top)
+    assert code == 0 and 'lost+found' not in '\n'.join(out)
+    (top / 'other').mkdir()
+    assert 'other' in '\n'.join(run('fsck', top)[1])
+    (top / 'lost+found').rmdir()
+    (top / 'lost+found').write_bytes(b'')
+    assert 'lost+found' in '\n'.join(run('fsck', top)[1]), 'a file of that name is none'
+
+
+def test_a_rebuild_says_that_volumes_are_older_where_the_journal_is_not_replayed(run, store, tmp_path):
+    assert run('snapshot', 'create', 'home@new', '--store', store)[0] == 0  # a backup is made at the end
+    (store / 'catalog.sqlite').unlink()
+    shutil.rmtree(store / 'journal')
+    code, out, error = run('rebuild', store, tmp_path / 'new')
+    assert code == 0, error
+    assert any('Volumes are as they were then' in line for line in out), out

@@ -9,6 +9,7 @@ import pytest
 
 from snapfs import limits
 from snapfs.collect import repack as module
+from snapfs.collect.collector import Collector
 from snapfs.collect.files import BatchFiles
 from snapfs.collect.receipts import Receipts
 from snapfs.collect.repack import LEAK, choose, plan_moves, repack
@@ -551,3 +552,29 @@ def test_a_copy_is_read_back_before_anybody_is_sent_there(store, receipts, monke
     assert store.catalog.query('SELECT * FROM chunk ORDER BY id') == rows
     for id, plain in left.items():
         assert store.chunks.get(id) == plain
+
+
+def test_a_lost_pack_that_nothing_needs_is_told_once_and_in_plain_words(store, caplog):
+    fill(store, 1)
+    use = sealed(store)[0]
+    name = use.row.name.hex()
+    path_of(store, use.row).unlink()
+    free(store, in_pack(store, use.row.pack))
+    collector = Collector(store, store.world)
+    for _ in range(3):
+        assert name in collector.sweep(lambda: None).kept
+    lines = [line.getMessage() for line in caplog.records if name in line.getMessage()]
+    assert lines == [f'pack {name} is not on the disk, and nothing needs it: only its row stays']
+
+
+def test_a_pack_that_cannot_be_read_is_told_once(store, caplog):
+    fill(store, 1)
+    use = sealed(store)[0]
+    free(store, in_pack(store, use.row.pack))
+    with path_of(store, use.row).open('r+b') as handle:
+        handle.truncate(100)
+    collector = Collector(store, store.world)
+    for _ in range(3):
+        collector.sweep(lambda: None)
+    lines = [line for line in caplog.records if f'pack {use.row.name.hex()} stays' in line.getMessage()]
+    assert len(lines) == 1, lines

@@ -344,3 +344,41 @@ def test_a_pack_that_cannot_be_made_again_leaves_what_was_there(store, monkeypat
     if not latched:  # else the store opens for no writer before a person has looked
         assert on(store, recover)['put_back']['packs'] == 1, 'another time it goes'
         assert damages(store) == []
+
+
+def flip(file: Path, where: int) -> bytes:
+    data = bytearray(file.read_bytes())
+    data[where] ^= 4
+    file.write_bytes(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize('behind', [40, 60])  # in the trailer, in the list of records
+@pytest.mark.parametrize('command', [recover, scrub])
+def test_a_pack_with_a_wrong_footer_is_made_again_and_the_wrong_one_kept(store, command, behind):
+    _, name, _, size = meta_packs(store)[1]
+    file = file_of(store, name)
+    before = file.read_bytes()
+    assert len(before) == size
+    wrong = flip(file, size - behind)
+    assert {one.code for one in damages(store)} == {'pack-footer', 'mirror-bad'}, 'they are not the same'
+    assert on(store, command)['put_back'] == {'packs': 1, 'nodes': 0}
+    assert file.read_bytes() == before
+    assert (store / f'pack.lost-{name}-1').read_bytes() == wrong
+    assert damages(store) == []
+    assert [one for one in report_of(store).findings if 'pack.lost' in one.place] == []
+
+
+@pytest.mark.parametrize('way', ['a record', 'the copy', 'no copy'])
+def test_it_stays_where_the_copy_is_not_the_same_but_for_the_footer(store, way):
+    _, name, _, size = meta_packs(store)[1]
+    file, copy = file_of(store, name), store / 'mirror' / name[:2] / name
+    wrong = flip(file, size - 60)
+    if way == 'a record':
+        wrong = flip(file, 48 + HEADER_BYTES + 5)
+    elif way == 'the copy':
+        flip(copy, 48 + HEADER_BYTES + 5)
+    else:
+        copy.unlink()
+    assert on(store, recover)['put_back']['packs'] == 0
+    assert file.read_bytes() == wrong and not list(store.glob('pack.lost-*'))

@@ -247,17 +247,46 @@ def test_and_acknowledged_and_is_written_again_when_it_is_opened_next(kept_store
         assert not [one for one in report_of(kept_store).findings if one.severity == 'damage']
 
 
-def test_without_the_audit_log_it_can_be_looked_at_and_not_acknowledged(kept_store, capsysbinary):
+def lose_log(path: Path) -> None:
+    path.unlink()
+
+
+def spoil_log(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50] + b'x' * 50)
+
+
+def cut_log(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize('damage', [lose_log, spoil_log, cut_log])
+def test_and_without_its_audit_log_while_deletion_stays_stopped(kept_store, capsysbinary, damage):
+    """Nobody came out of it: the line that says who acknowledged had no log to go to."""
+
     async def stop(collecting: Collecting) -> None:
         collecting.engine.store.catalog.incident_add('store', 'a sync failed', 1)
 
     on(kept_store, stop)
-    (kept_store / 'audit.log').unlink()
+    log = kept_store / 'audit.log'
+    damage(log)
+    kept = log.read_bytes() if log.exists() else b''
+    at_store = ['--store', str(kept_store)]
     with small():
-        assert main(['snapshot', 'list', '--store', str(kept_store)]) == 0
-        assert main(['incident', 'ack', '1', '--note', 'x', '--store', str(kept_store)]) == 13
-    (line,) = capsysbinary.readouterr().err.splitlines()
-    assert line == b'snapfs: the audit log is gone. Put it back from a copy of the store.'
+        assert main(['snapshot', 'list', *at_store]) == 0
+        assert (log.read_bytes() if log.exists() else b'') == kept, 'looking writes nothing'
+        assert main(['incident', 'ack', '1', '--note', 'new disk', *at_store]) == 0
+        assert b'still in force: 2' in capsysbinary.readouterr().out
+        assert main(['snapshot', 'create', 'home@new', *at_store]) == 0, 'it is written again'
+        assert main(['collect', *at_store]) == Latched.exit_code
+        assert b'incident 2: ' in capsysbinary.readouterr().err
+    assert log.read_bytes().startswith(kept), 'what was left of it stays'
+    lines = log.read_bytes()[len(kept) :].splitlines()
+    assert [b'audit-broken' in lines[1], b'incident-ack' in lines[2], b'new disk' in lines[2]] == [True] * 3
+    with small():
+        codes = {one.code for one in report_of(kept_store).findings if one.severity == 'damage'}
+        assert codes <= {'incident'}
+        assert main(['incident', 'ack', '2', '--note', 'looked', *at_store]) == 0
+    assert b'no other is in force' in capsysbinary.readouterr().out
 
 
 def test_who_has_met_the_failure_himself_cannot_acknowledge_it(kept_store):
