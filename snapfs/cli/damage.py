@@ -73,12 +73,12 @@ def _render(found: list[Any], store: Path) -> None:
     rows: list[tuple[str, str, str]] = []
     for one in found:
         output.say(f'{one.code} {one.place}: {one.what}')
-    for one in found:
-        for root, path, start, end in one.files:
-            rows.append((root, path, '' if start is None else f'{start} to {end}'))
-            if len(rows) >= ROWS_AT_ONCE:
-                output.table(COLUMNS, rows, '')
-                rows = []
+    files = (((root, path), start, end) for one in found for root, path, start, end in one.files)
+    for (root, path), start, end in output.joined(files):
+        rows.append((root, path, '' if start is None else f'{start} to {end}'))
+        if len(rows) >= ROWS_AT_ONCE:
+            output.table(COLUMNS, rows, '')
+            rows = []
     if rows:
         output.table(COLUMNS, rows, '')
     if any(one.code.startswith(('catalog-', 'superblock-')) for one in found):

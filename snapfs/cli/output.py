@@ -7,14 +7,16 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from snapfs import limits
 from snapfs.errors import Invalid
+
+Label = TypeVar('Label', bound=Hashable)
 
 UNITS = ('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')
 SPANS = {'h': 3600, 'd': 86_400, 'w': 7 * 86_400}
@@ -105,6 +107,35 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> 
         console.print(grid)
     for line in printed.get().splitlines():
         say(line.rstrip())
+
+
+def joined(
+    ranges: Iterable[tuple[Label, int | None, int | None]],
+) -> Iterator[tuple[Label, int | None, int | None]]:
+    """Yield (label, first byte, byte behind the last) with those of one label that meet or overlap as one,
+    labels in the order in which they first come. Without bytes, one stands as it is."""
+    of_label: dict[Label, list[tuple[int, int]]] = {}
+    whole: set[Label] = set()
+    for label, start, end in ranges:
+        found = of_label.setdefault(label, [])
+        if start is None or end is None:
+            whole.add(label)
+        else:
+            found.append((start, end))
+    for label, found in of_label.items():
+        found.sort()
+        first = last = None
+        for start, end in found:
+            if last is not None and start <= last:
+                last = max(last, end)
+                continue
+            if last is not None:
+                yield label, first, last
+            first, last = start, end
+        if last is not None:
+            yield label, first, last
+        if label in whole:
+            yield label, None, None
 
 
 def printable(text: str) -> str:

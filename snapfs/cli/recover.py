@@ -9,6 +9,7 @@ import click
 
 from snapfs.cli import output
 from snapfs.errors import Invalid
+from snapfs.rescue.recover_values import came_back
 
 EXIT_LOST = 4
 
@@ -68,14 +69,16 @@ def _is_lost(found: Any) -> bool:
 
 
 def _render(found: Any) -> None:
-    rows = []
+    rows, ranges = [], []
     for one in found['lost']:
         donor = ', '.join(one['offered']) or 'nobody' if found['dry_run'] else one['donor'] or 'nobody'
         if one['unknown']:
             rows.append((one['unknown'], '', donor))
         for use in one['ranges']:
-            where = use['attribute'] if use['start'] is None else f'{use["start"]} to {use["end"]}'
-            rows.append((use['path'], where, donor))
+            ranges.append(((use['path'], use['attribute'], donor), use['start'], use['end']))
+    for (path, attribute, donor), start, end in output.joined(ranges):
+        rows.append((path, attribute if start is None else f'{start} to {end}', donor))
+    rows = list(dict.fromkeys(rows))  # leaves of one large directory are lost in the same words
     source, put_back = found['source'], any(found['put_back'].values())
     if put_back:
         say_put_back(found['put_back'], found['dry_run'])
@@ -100,10 +103,8 @@ def _render(found: Any) -> None:
 
 def say_put_back(counts: Any, dry_run: bool = False) -> None:
     """Say how many packs and nodes came back from the mirror, or would."""
-    parts = [f'{counts["packs"]} packs of nodes'] * bool(counts['packs'])
-    parts += [f'{counts["nodes"]} nodes'] * bool(counts['nodes'])
     were = 'would be' if dry_run else 'were'
-    output.say(f'{" and ".join(parts)} {were} put back from their second copies, for everybody who has them')
+    output.say(f'{came_back(**counts)} {were} put back from their second copies, for everybody who has them')
 
 
 def _say_looked(found: Any) -> None:

@@ -77,7 +77,7 @@ def search(
 
 def _offer(offers: Offers, id: bytes, donor: Donor) -> None:
     found = offers.setdefault(id, [])
-    if len(found) < OFFERS_MAX:
+    if len(found) < OFFERS_MAX and donor not in found:
         found.append(donor)
 
 

@@ -137,3 +137,9 @@ class Copies:
 
     packs: tuple[PackCopy, ...]
     nodes: tuple[Lost, ...]
+
+
+def came_back(packs: int, nodes: int) -> str:
+    """Say for people how many packs of nodes were made again, and how many other nodes were put back."""
+    parts = [f'{packs} packs of nodes'] * bool(packs)
+    return ' and '.join(parts + [f'{nodes} nodes'] * bool(nodes))

@@ -11,10 +11,13 @@ directory tells all of it. The original stays as it is."""
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from snapfs import limits
@@ -32,12 +35,13 @@ from snapfs.format.items import (
     Value,
 )
 from snapfs.format.keys import dirent_key, extent_key, ino_range, inode_key, name_hash, xattr_key
-from snapfs.format.nodes import Branch, decode_node
+from snapfs.format.nodes import Branch, Leaf, decode_node
 from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
+from snapfs.rescue.readable import readable
 from snapfs.rescue.recover_values import Donor, Lost, Survey
 from snapfs.store.catalog import write_packs
 from snapfs.store.store import Store
-from snapfs.tree import EMPTY, Root, apply, get, run_apply
+from snapfs.tree import EMPTY, Root, apply, bulk, get, run_apply
 
 FOUND = b'lost+found'
 REPORT = 'DAMAGE.json'
@@ -133,29 +137,28 @@ class Sibling:
         self._without_lost_data()
         self._mend()
         self._report(report)
-        root, ranges, changes = self._root, self._ranges, dict(self._changes)
-        if cut:
-            # What is changed may stand where a lost node was, which cannot be read. So the tree is made anew.
-            changes = {**self._readable(), **changes}
-            root, ranges = EMPTY, []
-        work = apply(root, ranges, sorted(changes.items()))
-        return run_apply(work, self._load, self._keep).root
+        changes = sorted(self._changes.items())
+        if not cut:
+            return run_apply(apply(self._root, self._ranges, changes), self._load, self._keep).root
+        # What is changed may stand where a lost node was, which cannot be read. So the tree is made anew.
+        lost = frozenset(one.id for one in self._survey.lost)
+        with readable(self._root.id, lost, self._load_one) as items:
+            return run_apply(bulk(self._changed(items, changes)), self._load, self._keep).root
 
-    def _readable(self) -> dict[bytes, Value | None]:
-        """Return all items that can be read and are not of inodes that go. Memory grows with the tree."""
-        found: dict[bytes, Value | None] = {}
-        todo = [self._root.id] if self._root.id is not None else []
-        while todo:
-            try:
-                node = decode_node(self._store.chunks.get(todo.pop()))
-            except Corrupt:
-                continue
-            if isinstance(node, Branch):
-                todo += node.children
-            else:
-                found.update(zip(node.keys, node.values_with_ids(), strict=True))
+    def _changed(
+        self, items: Iterator[tuple[bytes, Value]], changes: list[tuple[bytes, Value | None]]
+    ) -> Iterator[tuple[bytes, Value]]:
+        """Yield items and changes in order, without those of inodes that go."""
         gone = frozenset(self._survey.mend.gone)
-        return {key: value for key, value in found.items() if int.from_bytes(key[:8], 'big') not in gone}
+        kept = (item for item in items if int.from_bytes(item[0][:8], 'big') not in gone)
+        last = None
+        for key, value in heapq.merge(changes, kept, key=itemgetter(0)):  # of the same key, the change first
+            if key != last and value is not None:
+                yield key, value
+            last = key
+
+    def _load_one(self, id: bytes) -> Leaf | Branch:
+        return decode_node(self._store.chunks.get(id))
 
     def _load(self, ids: list[bytes]) -> list[Any]:
         return [decode_node(plain) for plain in self._store.chunks.get_many(ids)]
@@ -168,9 +171,10 @@ class Sibling:
         """Return an item as it will be; None when there is none, or a lost node had it."""
         if key in self._changes:
             return self._changes[key]
-        if any(low <= key < high for low, high in self._ranges):
+        place = bisect_right(self._ranges, key, key=itemgetter(0))
+        if place and key < self._ranges[place - 1][1]:
             return None
-        return get(self._root, key, lambda id: decode_node(self._store.chunks.get(id)))
+        return get(self._root, key, self._load_one)
 
     def _set(self, ino: int, **fields: int) -> None:
         value = self._get(inode_key(ino))

@@ -1,10 +1,10 @@
 """L4 survey: what a snapshot has lost, and who may have it. Blocking; in a process of its own
 (collect/worker.py).
 
-The tree is walked level by level. A lost node is noted with the keys that it had, and the walk goes on
+The tree is walked from left to right. A lost node is noted with the keys that it had, and the walk goes on
 beside it. Data is looked at as deep as was asked (presence.py), a slice of leaves at a time. Memory follows
-what is lost, but for the names of directories, of which paths are made: what becomes of a tree that has lost
-nodes is decided in tables on the disk (links.py)."""
+what is lost, and not the tree: the names that paths are made of lie in a table on the disk, and in such
+tables is decided what becomes of a tree that has lost nodes (links.py)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ from snapfs.rescue.links import DIRECTORY, Links
 from snapfs.rescue.presence import Presence
 from snapfs.rescue.reader import Place, Reader
 from snapfs.rescue.recover_values import Depth, Lost, Mend, Survey, SurveySpec, Use
+from snapfs.rescue.work_table import WorkTable
 
 Progress = Callable[[int, int], None]
 KEY_END = ino_range(limits.INO_MAX)[1]
+ABOVE = 'CREATE TABLE above (child INTEGER PRIMARY KEY, at INTEGER, name BLOB)'
+ADD_ABOVE = 'INSERT OR IGNORE INTO above VALUES (?, ?, ?)'
+FIND_ABOVE = 'SELECT at, name FROM above WHERE child = ?'
 
 
 def survey(spec: SurveySpec, progress: Progress = lambda done, known: None) -> Survey:
@@ -66,24 +70,25 @@ class _Survey:
 
     # --- walking -----------------------------------------------------------------------------------------
     def _leaves(self, see: Callable[[Leaf], None]) -> Iterator[None]:
-        level: list[tuple[bytes, bytes, bytes]] = []  # id, the keys that it may have
+        # Of what is still to be done: level of the parent, id, the keys that it may have; the next one last.
+        todo: list[tuple[int, bytes, bytes, bytes]] = []
         if self._spec.root is not None:
-            level = [(self._spec.root, b'\0' * 8 + b'\x01', KEY_END)]
-        while level:
-            below: list[tuple[bytes, bytes, bytes]] = []
-            for start in range(0, len(level), limits.LOCATE_IDS_MAX):
-                part = level[start : start + limits.LOCATE_IDS_MAX]
-                places = self._reader.places_of_many([id for id, _, _ in part])
-                for id, low, high in part:
-                    node = self._node(id, places.get(id), low, high)
-                    if isinstance(node, Branch):
-                        keys = [low, *node.keys[1:], high]
-                        below += zip(node.children, keys[:-1], keys[1:], strict=True)
-                    elif node is not None:
-                        see(node)
-                        yield
-                self._progress(self._nodes, 0)
-            level = below
+            todo = [(limits.TREE_LEVELS_MAX, self._spec.root, b'\0' * 8 + b'\x01', KEY_END)]
+        while todo:
+            part = [todo.pop()]
+            while todo and part[0][0] == todo[-1][0] == 1 and len(part) < limits.LOCATE_IDS_MAX:
+                part.append(todo.pop())  # leaves: nothing below them waits for its turn
+            places = self._reader.places_of_many([id for _, id, _, _ in part])
+            for _, id, low, high in part:
+                node = self._node(id, places.get(id), low, high)
+                if isinstance(node, Branch):
+                    keys = [low, *node.keys[1:], high]
+                    below = zip(node.children, keys[:-1], keys[1:], strict=True)
+                    todo += reversed([(node.level, *one) for one in below])
+                elif node is not None:
+                    see(node)
+                    yield
+            self._progress(self._nodes, 0)
 
     def _node(self, id: bytes, place: Place | None, low: bytes, high: bytes) -> Leaf | Branch | None:
         self._nodes += 1
@@ -135,18 +140,21 @@ class _Survey:
         """Return a path of each inode, as far as one leads there."""
         if not inos:
             return {}
-        above: dict[int, tuple[int, bytes]] = {}
+        table = WorkTable(None, (ABOVE,))
 
         def see(leaf: Leaf) -> None:
             for key, value in zip(leaf.keys, leaf.values, strict=True):
                 if key[8] == DIRENT:
                     for name, child, child_type in value:
                         if child_type == DIRECTORY or child in inos:
-                            above.setdefault(child, (int.from_bytes(key[:8], 'big'), name))
+                            table.add(ADD_ABOVE, (child, int.from_bytes(key[:8], 'big'), name))
 
-        for _ in self._leaves(see):
-            pass
-        return {ino: _path(ino, above) for ino in inos}
+        try:
+            for _ in self._leaves(see):
+                pass
+            return {ino: _path(ino, table) for ino in inos}
+        finally:
+            table.close()
 
     def _mend(self) -> Mend:
         links = Links()
@@ -158,17 +166,17 @@ class _Survey:
             links.close()
 
 
-def _path(ino: int, above: dict[int, tuple[int, bytes]]) -> str:
+def _path(ino: int, above: WorkTable) -> str:
     parts: list[str] = []
     seen: set[int] = set()
     while ino != limits.INO_ROOT:
-        found = above.get(ino)
+        found = next(above.query(FIND_ABOVE, (ino,)), None)
         if found is None or ino in seen:
             parts.append(f'(inode {ino})')
             break
         seen.add(ino)
         ino = found[0]
-        parts.append(found[1].decode('utf-8', 'surrogateescape'))
+        parts.append(bytes(found[1]).decode('utf-8', 'surrogateescape'))
     return '/' + '/'.join(reversed(parts))
 
 

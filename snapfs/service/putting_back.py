@@ -13,7 +13,7 @@ from snapfs.errors import Corrupt
 from snapfs.format.ids import RecordKind
 from snapfs.rescue import restore, sibling
 from snapfs.rescue.copies import is_odd
-from snapfs.rescue.recover_values import Copies, CopiesSpec
+from snapfs.rescue.recover_values import Copies, CopiesSpec, came_back
 from snapfs.service.collecting import Collecting
 from snapfs.service.sockets import Asker
 from snapfs.store.store import Store
@@ -33,8 +33,7 @@ class PutBack:
 
     def text(self) -> str:
         """Return it for people."""
-        parts = [f'{self.packs} packs of nodes'] * bool(self.packs)
-        return ' and '.join(parts + [f'{len(self.nodes)} nodes'] * bool(self.nodes))
+        return came_back(self.packs, len(self.nodes))
 
     def and_also(self, other: PutBack) -> PutBack:
         """Return the sum of both."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfs import limits
-from snapfs.errors import Invalid, Refused, Unavailable
+from snapfs.errors import Invalid, Refused, SnapfsError, Unavailable
 from snapfs.rescue import sibling
 from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
 from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
@@ -282,16 +282,30 @@ class Recovering:
         """Make the sibling, and hold the original; return what it is called."""
         engine, store = self._engine, self._engine.store
         name = wish.name or self._free_name(row, wish.snapshot)
-        if not any(one.name == HOLD for one in engine.hold_list(wish.volume, wish.snapshot)):
+        held = any(one.name == HOLD for one in engine.hold_list(wish.volume, wish.snapshot))
+        if not held:
             await engine.hold_add(wish.volume, wish.snapshot, HOLD, wish.who, f'recovered as {name}')
         root = Root(row.root, row.root_items, row.root_refs)
         maker = sibling.Sibling(store, root, row.next_ino, rest, self._world.time_ns())
-        made: Root = await self._world.run_in_thread(maker.make, told)
-        await engine.commit(always=True)  # the nodes are durable, and in the index, before a row names them
-        await self._world.run_in_thread(self._enter, row, name, made, maker.next_ino, wish.who)
+        try:
+            made: Root = await self._world.run_in_thread(maker.make, told)
+            await engine.commit(always=True)  # nodes are durable, and in the index, before a row names them
+            await self._world.run_in_thread(self._enter, row, name, made, maker.next_ino, wish.who)
+        except SnapfsError:
+            if not held:
+                await self._release(wish)
+            raise
         await engine.registry_changed(row.volume, name)
         log.warning('%s was recovered as %s', told['snapshot'], name)
         return f'{wish.volume}@{name}'
+
+    async def _release(self, wish: Wish) -> None:
+        """Take back the hold for a sibling that could not be made. Where that fails as well, it stays: all it
+        does is to keep what is there."""
+        try:
+            await self._engine.hold_release(wish.volume, wish.snapshot, HOLD)
+        except SnapfsError as error:
+            log.warning('the hold %s of %s@%s stays: %s', HOLD, wish.volume, wish.snapshot, error)
 
     def _enter(self, row: SnapshotRow, name: str, root: Root, next_ino: int, who: str) -> None:
         store = self._engine.store
@@ -334,9 +348,22 @@ def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:
         'why': one.why,
         'donor': source if donor is None else f'{donor.path} at {donor.offset}',
         'offered': [f'{found.path} at {found.offset}' for found in one.donors],
-        'ranges': [_range(use) for use in one.uses],
+        'ranges': [_range(use) for use in _joined(one.uses)],
         'unknown': unknown,
     }
+
+
+def _joined(uses: tuple[Use, ...]) -> list[Use]:
+    """Return the uses of a chunk, those that follow each other in a file as one: content that repeats itself
+    is one chunk many times."""
+    joined: list[Use] = []
+    for use in uses:
+        before = joined[-1] if joined else None
+        if before and before.end and use.end and (before.ino, before.end) == (use.ino, use.start):
+            joined[-1] = replace(before, end=use.end)
+        else:
+            joined.append(use)
+    return joined
 
 
 def _range(use: Use) -> Object:

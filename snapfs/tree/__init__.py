@@ -1,6 +1,6 @@
 """L3 tree: the copy-on-write B+tree of items. Pure functions over load(id); see root.py for the words."""
 
-from snapfs.tree.apply import apply
+from snapfs.tree.apply import apply, bulk
 from snapfs.tree.diff import diff
 from snapfs.tree.driver import run_apply
 from snapfs.tree.read import get, leaf_ids, locate_leaf, range_items, range_leaf, range_page, walk
@@ -14,6 +14,7 @@ __all__ = [
     'NotCached',
     'Root',
     'apply',
+    'bulk',
     'diff',
     'get',
     'leaf_ids',

@@ -14,7 +14,8 @@ the tree, not of the changes. Should a new node have the id of the old one, it i
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from itertools import islice
 from operator import lt
 
 from snapfs import limits
@@ -47,6 +48,28 @@ def apply(
     """
     walk = _Apply(root, ranges, changes, target_bytes)
     yield from walk.run()
+    yield Built(walk.builder.take_last())
+    return walk.result()
+
+
+def bulk(
+    items: Iterable[tuple[Key, Value]], *, target_bytes: int = limits.NODE_BYTES_TARGET
+) -> Generator[Need | Built, list[Node] | None, Applied]:
+    """Make a tree of `items`, strictly ascending by key, values with ids in place: the same as `apply` makes
+    of them and the empty tree. They are taken as they are needed, so memory follows the levels of the tree
+    alone. Yields Built only, and returns Applied, with nothing dropped."""
+    walk = _Apply(EMPTY, (), (), target_bytes)
+    stream, last = iter(items), b''
+    while block := list(islice(stream, limits.TREE_BLOCK_ITEMS)):
+        walk.keys, walk.change = [key for key, _ in block], 0
+        walk.values = [value for _, value in block]
+        assert all(map(lt, [last, *walk.keys], walk.keys)), 'items are not ascending'
+        last = walk.keys[-1]
+        yield from walk._insert(KEY_END)
+        # Nothing is dropped, so nobody asks what was kept.
+        walk.gained.clear()
+        walk.builder.made.clear()
+    yield from walk._finish()
     yield Built(walk.builder.take_last())
     return walk.result()
 

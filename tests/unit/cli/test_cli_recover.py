@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from snapfs.cli import output
 from snapfs.cli.main import main
-from tests.images.image import make
 from tests.mutants.setting import small
 from tools.breakit import break_it
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    path = tmp_path / 'store'
-    shutil.copytree(whole, path)
-    return path
+def store(cut_store: Path) -> Path:
+    return cut_store
 
 
 @pytest.fixture
@@ -99,3 +89,55 @@ def test_nodes_that_were_put_back_are_told_of_and_nothing_is_lost(run, store):
     code, lines = run('scrub')
     assert code == 0 and any(line.startswith('1 packs of nodes were put back') for line in lines)
     assert any('The disk has lost something' in line for line in lines)
+
+
+def test_ranges_that_meet_are_one_row_where_the_same_donor_has_them():
+    ranges = [
+        ('/b', 0, 10),
+        ('/a', 20, 30),
+        ('/a', None, None),
+        ('/b', 10, 20),
+        ('/a', 0, 20),
+        ('/b', 21, 22),
+    ]
+    assert list(output.joined(ranges)) == [
+        ('/b', 0, 20), ('/b', 21, 22), ('/a', 0, 30), ('/a', None, None),
+    ]  # fmt: skip
+
+
+def test_the_chunks_of_one_stretch_of_a_file_are_one_row(capsysbinary):
+    from snapfs.cli.recover import _render
+
+    def lost(start: int, donor: str) -> Any:
+        one = {'path': '/big', 'start': start, 'end': start + 10, 'attribute': None}
+        return {'ranges': [one], 'offered': [], 'donor': donor, 'unknown': None}
+
+    found = {
+        'lost': [lost(0, 'zeros'), lost(10, 'zeros'), lost(20, '/d at 0'), lost(30, 'zeros')],
+        'dry_run': False, 'source': None, 'put_back': {}, 'sibling': 'home@new', 'snapshot': 'home@old',
+        'unhashed': 0,
+    }  # fmt: skip
+    _render(found)
+    lines = [line.split() for line in capsysbinary.readouterr().out.decode().splitlines()[1:4]]
+    assert lines == [
+        ['/big', '0', 'to', '20', 'zeros'],
+        ['/big', '30', 'to', '40', 'zeros'],
+        ['/big', '20', 'to', '30', '/d', 'at', '0'],
+    ]
+
+
+def test_the_map_has_one_row_for_a_stretch_of_a_file_in_a_snapshot(capsysbinary, tmp_path):
+    from snapfs.cli.damage import _render
+    from tools.checker.findings import Finding
+
+    def lost(root: str, start: int) -> Finding:
+        return Finding('record-header', 'a record', 'is damaged', ((root, '/big', start, start + 10),))
+
+    _render([lost('home@a', 0), lost('home@b', 0), lost('home@a', 10), lost('home@b', 30)], tmp_path)
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    rows = [line.split() for line in lines if '/big' in line]
+    assert rows == [
+        ['home@a', '/big', '0', 'to', '20'],
+        ['home@b', '/big', '0', 'to', '10'],
+        ['home@b', '/big', '30', 'to', '40'],
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,13 @@ import pytest
 
 from snapfs.cli.main import main
 from snapfs.store.durable import Disk
-from tests.images.image import make
 from tests.mutants.setting import small
 from tools.breakit import break_it
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / 'store')
+def store(cut_store: Path) -> Path:
+    return cut_store
 
 
 @pytest.fixture

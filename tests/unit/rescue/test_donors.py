@@ -132,3 +132,13 @@ def test_a_region_is_bounded(tmp_path, monkeypatch):
     tries = Tries(monkeypatch)
     tries.files.look(path)
     assert tries.largest == 1 << 20 and tries.read == 5 << 20
+
+
+def test_a_donor_is_offered_once_however_it_was_found(tmp_path, monkeypatch):
+    """At the place where the lost chunk was, and where the cutter cuts: the same bytes of the same file."""
+    data = random.Random(1).randbytes(5_000)
+    lost = Lost(data_id(data), 1, 'gone', (Use(7, '/a file', 0, 5_000),), ())
+    tries = Tries(monkeypatch, lost)
+    for _ in range(2):  # as below two directories of which one lies in the other
+        tries.files.look(write(tmp_path / 'a file', 5_000, {0: data}))
+    assert tries.offers == {lost.id: [donors.Donor(tmp_path / 'a file', 0, 5_000, False)]}

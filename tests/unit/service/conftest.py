@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import service_fakes
 
-from tests.images.image import make
 from tests.support.lives import backup_at, on
 
 
@@ -31,26 +30,12 @@ def fake_parts(monkeypatch):
 
 
 @pytest.fixture(scope='session')
-def cut_image(tmp_path_factory):
-    """The image as a power cut leaves it, with records in the journal. Nobody writes to it."""
-    path = tmp_path_factory.mktemp('cut') / 'store'
-    make(path)
-    return path
-
-
-@pytest.fixture(scope='session')
 def kept_image(cut_image, tmp_path_factory):
     """The image with a backup of its catalog, closed clean. Nobody writes to it."""
     path = tmp_path_factory.mktemp('kept') / 'store'
     shutil.copytree(cut_image, path)
     on(path, backup_at(10**18))
     return path
-
-
-@pytest.fixture
-def cut_store(cut_image, tmp_path):
-    """A copy of `cut_image`."""
-    return shutil.copytree(cut_image, tmp_path / 'store')
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ import pytest
 
 from snapfs import limits
 from snapfs.errors import Invalid, Latched, Refused
+from snapfs.rescue.recover_values import Lost, Use
+from snapfs.rescue.sibling import Sibling
 from snapfs.service.collecting import Collecting
-from snapfs.service.recovering import Recovering, Wish
+from snapfs.service.recovering import Recovering, Wish, _told_one
 from tests.images.image import make
 from tests.mutants.setting import content, small
 from tests.support.fsck import report_of
@@ -317,3 +319,37 @@ def test_what_nobody_has_is_written_down(whole, tmp_path):
         assert db.execute('SELECT lower(hex(id)), found_by FROM damage').fetchall() == [(lost, 'recovery')]
         marked = 'SELECT CAST(name AS TEXT) FROM snapshot WHERE damaged_ns IS NOT NULL'
         assert ('monday',) in db.execute(marked).fetchall()
+
+
+def test_a_chunk_that_stands_twice_in_a_row_in_a_file_is_one_range():
+    uses = (Use(7, '/a', 0, 10), Use(7, '/a', 10, 20), Use(7, '/a', 30, 40), Use(8, '/b', 40, 50))
+    uses += (Use(8, '/b', 0, 0, b'user.a'.hex()), Use(8, '/b', 0, 0, b'user.b'.hex()))
+    told = _told_one(Lost(b'i' * 32, 1, 'gone', uses, ()), {})
+    assert [(one['path'], one['start'], one['end'], one['attribute']) for one in told['ranges']] == [
+        ('/a', 0, 20, None), ('/a', 30, 40, None), ('/b', 40, 50, None),
+        ('/b', None, None, 'user.a'), ('/b', None, None, 'user.b'),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('held', [False, True])
+def test_a_sibling_that_could_not_be_made_leaves_no_hold_that_says_it_was(whole, tmp_path, monkeypatch, held):
+    """The disk was full: there was no sibling, and a hold with `recovered as` stayed."""
+    path = whole_copy(whole, tmp_path)
+    break_it(path, 'payload-flip', seed=1)
+
+    def full(maker: Sibling, report: Any) -> None:
+        raise Refused(28, 'no space left')
+
+    async def work(collecting: Collecting) -> list[str]:
+        engine = collecting.engine
+        if held:  # by the recovery before
+            await engine.hold_add('home', 'monday', 'recovery', 'ann', 'recovered as monday-recovered')
+        with monkeypatch.context() as patch, pytest.raises(Refused, match='no space'):
+            patch.setattr(Sibling, 'make', full)
+            await Recovering(collecting).run(wish())
+        assert 'monday-recovered' not in engine.snapshots_of(engine.head('home').row.volume)
+        names = [hold.name for hold in engine.hold_list('home', 'monday')]
+        assert (await Recovering(collecting).run(wish()))['sibling'] == 'home@monday-recovered'
+        return names
+
+    assert on(path, work) == (['audit', 'recovery'] if held else ['audit'])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from snapfs.errors import Corrupt, Invalid, Unavailable
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
 from snapfs.service.sockets import Asker
-from tests.images.image import make
 from tests.support.lives import on
 from tests.support.model import freeze_view
 from tools.breakit import break_it
@@ -34,18 +32,9 @@ ODD += [
 ]
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    path = tmp_path / 'store'
-    shutil.copytree(whole, path)
-    return path
+def store(cut_store: Path) -> Path:
+    return cut_store
 
 
 def wish(**changes: Any) -> Wish:

@@ -12,7 +12,7 @@ from snapfs.errors import Corrupt
 from snapfs.format.items import Value
 from snapfs.format.keys import dirent_key, ino_range, inode_key
 from snapfs.format.nodes import Branch, decode_node, encode_branch
-from snapfs.tree import EMPTY, Built, Need, Root, apply, get, range_items, run_apply, walk
+from snapfs.tree import EMPTY, Built, Need, Root, apply, bulk, get, range_items, run_apply, walk
 from snapfs.tree.apply import KEY_END
 from snapfs.tree.root import Applied, Node
 from snapfs.tree.verify import verify
@@ -398,3 +398,18 @@ def test_a_key_beyond_all_keys_is_a_bug(store: NodeStore) -> None:
 def test_keys_stay_below_the_end_of_keys() -> None:
     assert inode_key(limits.INO_MAX) < KEY_END
     assert ino_range(limits.INO_MAX)[1] < KEY_END
+
+
+@pytest.mark.parametrize('count', [0, 1, 255, 256, 257, 3000])
+def test_items_that_come_one_by_one_make_the_tree_that_apply_makes_of_all_of_them(store, count):
+    items = [item_at(index, 0) for index in range(count)]
+    work = bulk(iter(items), target_bytes=TARGET)
+    assert run_apply(work, store.load_many, store.keep).root == store.build(count)
+
+
+def test_items_that_come_one_by_one_have_to_be_in_order():
+    items = [item_at(index, 0) for index in range(300)]
+    for wrong in (items[::-1], items[:256] + items[255:]):
+        with pytest.raises(AssertionError, match='ascending'):
+            for _ in bulk(wrong):
+                pass
