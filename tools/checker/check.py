@@ -45,10 +45,6 @@ from tools.checker.trust import ODD, LookCloser, Moved, Trust
 TOPS = np.dtype([('a', 'u8'), ('b', 'u8'), ('flag', 'u1')])
 META_PLACE = f'packs/{FOLDERS[META]}/'
 UNKNOWN = Pack(0, b'', 1, 'unknown', 0, 0)
-# Directories that nobody follows when they are symbolic links, and whether the store is refused then.
-LINKS = dict.fromkeys(('packs', 'packs/meta', 'packs/data', 'batches', 'journal'), True) | dict.fromkeys(
-    ('mirror', 'backups', 'incidents'), False
-)
 LOST_BY = ('pack-missing', 'pack-short', 'pack-unreadable')  # told with the chunks that are lost
 PAGES, JOURNAL = 'pages', 'journal'  # tasks beside those of packs
 SMALL_BYTES = 32 * limits.MIB  # below this in all, one process does it
@@ -143,9 +139,8 @@ class _Check:
             report.add('superblock-bad', 'superblock', f'{store.superblock_problem}; its copy is whole')
         if problem := store.copy_problem():
             report.add('superblock-copy', 'backups/superblock', problem)
-        for name, needed in LINKS.items():
-            if (store.path / name).is_symlink():
-                report.add('entry-link' if needed else 'entry-odd', name, 'is a symbolic link')
+        for code, name in store.links():
+            report.add(code, name, 'is a symbolic link')
         report.progress('catalog', 0, 0)
         in_place = self.trust is not None and self.trust.in_place
         self.catalog.check(closer=self.closer, in_place=in_place)

@@ -52,6 +52,12 @@ class Pack:
     records: int
 
 
+# Directories that nobody follows when they are symbolic links, and whether the store is refused then.
+LINKS = dict.fromkeys(('packs', 'packs/meta', 'packs/data', 'batches', 'journal'), True) | dict.fromkeys(
+    ('mirror', 'backups', 'incidents'), False
+)
+
+
 class Store:
     """A store that is looked at. `close` gives everything back."""
 
@@ -145,6 +151,11 @@ class Store:
             return decode_superblock(self.read('backups', 'superblock', bytes_max=SUPERBLOCK_BYTES))
         except (OSError, Corrupt):
             return None
+
+    def links(self) -> list[tuple[str, str]]:
+        """Return the directories that are symbolic links, which nobody follows, with the code of each."""
+        found = [(name, needed) for name, needed in LINKS.items() if (self.path / name).is_symlink()]
+        return [('entry-link' if needed else 'entry-odd', name) for name, needed in found]
 
     def copy_problem(self) -> str:
         """Say what is wrong with the copy of the superblock; nothing when it is the same or not there."""
