@@ -94,7 +94,7 @@ def test_all_of_it_can_be_read_and_nothing_is_written(store, tmp_path, below, mo
 
 @pytest.mark.parametrize('target', ['home@tuesday:/big', 'home:/big'])
 def test_who_keeps_a_file_can_be_asked(store, below, target, monkeypatch, capsysbinary):
-    """Its process made an index beside the catalog; where that cannot be, it said that the store is damaged."""
+    """Its process wants an index beside the catalog; without one it called the store damaged."""
     monkeypatch.setattr(workers, 'run_in_process', job_in_process(StepWorld()))
     below(store)
     before = files(store)
