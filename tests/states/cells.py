@@ -30,7 +30,7 @@ CODES = {
 # What a person can do next, in the words of a line of advice.
 NEXT = re.compile(
     r'snapfs [a-z]|[Uu]nmount|[Mm]ake |[Pp]ut |[Cc]opy |touch |[Ff]ree |[Ll]ook|[Rr]ead the log|'
-    r'needs checking|'
+    r'needs checking|add --|'
     r'[Ss]ee:|in force|[Tt]ry|Release|[Ss]ay|[Nn]ame |What works there|[Aa]cknowledge|[Oo]pen |'
     r'copy of the store'
 )
@@ -160,7 +160,7 @@ class Pair:
                 said.append(f'with --journal: {told.code} {told.err.strip()} {told.bug}')
             opened = run(COMMANDS['open'], self.store, self.folder, self.patches)
         if opened.code:
-            return [] if 'read-only' in self.names else [f'no way out: {said}']
+            return [] if {'read-only', 'full'} & set(self.names) else [f'no way out: {said}']
         at = ('--store', str(self.store))
         for number in sorted(getattr(rows(self.store), 'incidents', ())):
             told = run(

@@ -397,7 +397,7 @@ def _(store: Path) -> None:
 
 
 # --- journal, superblock ---------------------------------------------------------------------------------
-@state('journal damaged', closed=True, stands=True)
+@state('journal damaged', closed=True, stands=True, base='cut')
 def _(store: Path) -> None:
     class Bare:
         path = store

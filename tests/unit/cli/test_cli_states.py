@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from snapfs.cli.main import main
-from snapfs.errors import Refused, Unavailable
+from snapfs.collect.meta_packs import compare_packs
+from snapfs.errors import Corrupt, Refused, Unavailable
 from tests.images.image import make
 from tests.mutants.setting import small
 from tests.states.evidence import present
@@ -104,3 +105,13 @@ def test_and_what_it_tore_of_a_copy_is_copied_again(store, run):
     assert run('snapshot', 'list')[0] == 0
     size = copy.stat().st_size
     assert size > top[1] and copy.read_bytes() == path.read_bytes()[:size]
+
+
+@pytest.mark.parametrize('where', ['packs/data/.DS_Store', 'packs/meta/00/notes.txt'])
+def test_what_does_not_belong_among_the_packs_is_named_with_what_to_do(store, where):
+    """It ends a recount, as it must; `.DS_Store is not a directory` helped nobody."""
+    (store / where).parent.mkdir(exist_ok=True)
+    (store / where).write_text('mine')
+    with pytest.raises(Corrupt) as caught:
+        compare_packs(store, [])
+    assert str(store / where) in caught.value.line() and 'out of the store' in caught.value.line()
