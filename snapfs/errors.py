@@ -37,6 +37,8 @@ class Refused(SnapfsError):
     def __init__(self, errno: int, message: str = '', *, advice: str | None = None) -> None:
         super().__init__(message or os.strerror(errno), advice=advice)
         self.errno = errno
+        if errno == _errno.ENOSPC:
+            self.exit_code = Unavailable.exit_code  # full is `not now`
 
 
 class Invalid(SnapfsError):
@@ -65,7 +67,7 @@ class Corrupt(SnapfsError):
 
     errno = _errno.EIO
     exit_code = 13
-    advice = 'The store needs checking before anything is changed; keep it as it is.'
+    advice = 'The store needs checking before anything is changed: snapfs fsck. Keep it as it is.'
 
 
 class Latched(SnapfsError):

@@ -78,12 +78,21 @@ def _led_out(store: Path) -> Iterator[None]:
         yield
     except Corrupt as error:
         text = str(error)
-        if text.startswith('catalog') and 'schema version' not in text and error.advice == Corrupt.advice:
+        if _of_catalog(error) and 'schema version' not in text and error.advice == Corrupt.advice:
             error.advice = (
                 f'Make a new catalog: snapfs rebuild {shlex.quote(str(store))} '
                 f'{shlex.quote(str(store / "catalog.new"))} --install.'
             )
         raise
+
+
+def _of_catalog(error: BaseException | None) -> bool:
+    """Whether it is the catalog that is damaged, at the end of what led to this error."""
+    while error is not None:
+        if str(error).startswith('catalog'):
+            return True
+        error = error.__cause__
+    return False
 
 
 def named_snapshot(reader: Reader, text: str) -> Snapshot:
@@ -103,6 +112,8 @@ def advised(title: str) -> Iterator[None]:
     try:
         yield
     except Corrupt as error:
+        if _of_catalog(error):
+            raise  # no recovery helps: `_led_out`
         raise Corrupt(f'{title}: {error}', advice=f'Next: snapfs recover {title}') from error
 
 

@@ -105,7 +105,7 @@ class Collector:
         self.store.disk.check()
         self.incidents.check()
         if troubles:
-            raise Held(f'the collector waits: {troubles[0]}')
+            raise Held(f'the collector waits: {troubles[0]}', advice='See: snapfs status; snapfs damage.')
         self.look_at_catalog()
         self.incidents.check()
 

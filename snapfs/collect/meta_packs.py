@@ -30,6 +30,7 @@ from snapfs.format.packs import (
 from snapfs.format.records import HEADER_BYTES, RecordHeader, decode_header
 
 FOLDERS = {1: 'data', 2: 'meta'}
+_STRANGER = 'If it is not of snapfs, move it out of the store; else keep all as it is: snapfs fsck.'
 _FILE_BYTES_MAX = (
     limits.PACK_DATA_BYTES_MAX
     + limits.STORED_BYTES_MAX
@@ -92,14 +93,14 @@ def _names(folder: Path) -> Iterator[bytes]:
             except ValueError:
                 name = b''
             if len(name) != limits.PACK_NAME_BYTES or name.hex() != text or text[:2] != short:
-                raise Corrupt(f'{folder.name}/{short}/{text!r} is not a pack')
+                raise Corrupt(f'{ascii(str(folder / short / text))[1:-1]} is not a pack', advice=_STRANGER)
             yield name
 
 
 def _listed(folder: Path) -> list[str]:
     try:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
-            raise Corrupt(f'{folder.name} is not a directory')
+            raise Corrupt(f'{ascii(str(folder))[1:-1]} is not a directory', advice=_STRANGER)
         return sorted(os.listdir(folder))
     except OSError as error:
         # Also when it is not there: a store has these folders from the beginning.

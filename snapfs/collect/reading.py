@@ -28,6 +28,7 @@ from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path
+from snapfs.store.readonly import still_catalog
 from snapfs.store.rows import PackRow, pack_row
 
 TABLES = ('chunk', 'quarantine', 'freed')
@@ -67,10 +68,12 @@ class StoreReader:
         self.read_bytes = 0
         self._check_superblock()
         path = store / 'catalog.sqlite'
+        # Where nothing can be written SQLite cannot make its index, and whoever asks has the store's lock.
+        self._still = still_catalog(path) if self._disk.is_read_only(path) else None
+        options = f'{self._still.uri}?mode=ro{self._still.options}' if self._still else ''
+        options = options or f'file:{quote(str(path))}?mode=ro'
         try:
-            self._db = sqlite3.connect(
-                f'file:{quote(str(path))}?mode=ro', uri=True, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(options, uri=True, isolation_level=None, check_same_thread=False)
             self._db.execute('PRAGMA trusted_schema = OFF')
             self._db.execute('PRAGMA cell_size_check = ON')
             self._db.execute(f'PRAGMA cache_size = -{limits.CATALOG_CACHE_BYTES // limits.KIB}')
@@ -99,6 +102,8 @@ class StoreReader:
         """Let go of the catalog and of the pack that is open."""
         self._close_pack()
         self._db.close()
+        if self._still is not None:
+            self._still.close()
 
     # --- the catalog -------------------------------------------------------------------------------------
     @contextmanager

@@ -252,15 +252,21 @@ class _Walk:
         place = self._reader.places_of_many([id]).get(id)
         if place is None:
             raise Corrupt(f'node {id.hex()} is not in the index')
-        try:
-            node = decode_node(plain_of(self._reader, place))
-        except (Corrupt, OSError) as error:
-            where = f'{self._reader.name_of(place.pack)} at offset {place.offset}'
-            raise Corrupt(f'node {id.hex()}, {where}: {_why(error)}') from error
+        node = self._node(place)
         self._nodes[id] = node
         if len(self._nodes) > limits.EXPORT_NODES_CACHED:
             self._nodes.popitem(last=False)
         return node
+
+    def _node(self, place: Place) -> Leaf | Branch:
+        try:
+            return decode_node(plain_of(self._reader, place))
+        except (Corrupt, OSError) as error:
+            copy = self._reader.copy_of(place)  # as every reader does
+            if copy is not None:
+                return decode_node(copy)
+            where = f'{self._reader.name_of(place.pack)} at offset {place.offset}'
+            raise Corrupt(f'node {place.id.hex()}, {where}: {_why(error)}') from error
 
 
 def _attribute(key: bytes, value: Value, refs: list[Ref]) -> list[Any]:

@@ -19,6 +19,7 @@ from snapfs.errors import Corrupt
 from snapfs.format.ids import RecordKind
 from snapfs.store import schema
 from snapfs.store.durable import Disk
+from snapfs.store.mirror import read_copy
 from snapfs.store.packs import pack_path
 from snapfs.store.readonly import copied_catalog, still_catalog
 
@@ -147,6 +148,11 @@ class Reader:
         """Return what a pack is called."""
         kind, name = self._pack(pack)
         return f'pack {name.hex()}' if kind else f'pack number {pack}'
+
+    def copy_of(self, place: Place) -> bytes | None:
+        """Return a node's plain bytes from the second copy of its pack, verified; None: it has none."""
+        _, name = self._pack(place.pack)
+        return read_copy(self._disk, self.store, name, place.offset, place.stored, place.id)
 
     def _pack(self, number: int) -> tuple[int, bytes]:
         if number not in self._packs:

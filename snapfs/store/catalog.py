@@ -23,7 +23,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt, Refused, SnapfsError, Unavailable
 from snapfs.store import schema
 from snapfs.store.audit import AuditHead, Place
-from snapfs.store.durable import Disk
+from snapfs.store.durable import MAKE_ROOM, Disk
 from snapfs.store.integrity import problem_of
 from snapfs.store.migrate import OLDEST_VERSION, migrate
 from snapfs.store.readonly import StillCatalog, still_catalog
@@ -80,7 +80,7 @@ def sqlite_error(error: sqlite3.Error, disk: Disk) -> SnapfsError:
     primary = code & 0xFF
     # SHMSIZE: the index of the log could not grow. It is made anew at each start and promises nothing.
     if primary == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE:
-        return Refused(errno.ENOSPC, 'catalog: no space left on the disk below')
+        return Refused(errno.ENOSPC, 'catalog: no space left on the disk below', advice=MAKE_ROOM)
     if primary == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_READ:
         return disk.latch(f'catalog: {error}')
     if primary == sqlite3.SQLITE_BUSY:

@@ -32,6 +32,7 @@ Buffer = bytes | bytearray | memoryview
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAKE_ROOM = 'Make room on it and try again.'
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 NO_RIGHT = (
     'The files of a store must be readable and writable for who uses it: call as its owner, or give '
@@ -75,7 +76,7 @@ class Disk:
 
     def _write_error(self, error: OSError, what: str) -> SnapfsError:
         if error.errno in NO_SPACE:
-            return Refused(errno.ENOSPC, f'{what}: no space left on the disk below')
+            return Refused(errno.ENOSPC, f'{what}: no space left on the disk below', advice=MAKE_ROOM)
         return self.latch(f'{what}: {os.strerror(error.errno or errno.EIO)}')
 
     # --- files -------------------------------------------------------------------------------------------
@@ -105,9 +106,8 @@ class Disk:
             if error.errno in (errno.EACCES, errno.EPERM):
                 raise Invalid(f'cannot open {path}: {error.strerror}', advice=NO_RIGHT) from error
             if error.errno in NO_SPACE:
-                raise Refused(
-                    errno.ENOSPC, f'cannot create {path}: no space left on the disk below'
-                ) from error
+                text = f'cannot create {path}: no space left on the disk below'
+                raise Refused(errno.ENOSPC, text, advice=MAKE_ROOM) from error
             raise Corrupt(f'cannot open {path}: {error.strerror}') from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             self.close(fd)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from snapfs import limits
 from snapfs.errors import Corrupt, SnapfsError
+from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
 from snapfs.store.catalog import Catalog
-from snapfs.store.durable import Disk
+from snapfs.store.durable import Buffer, Disk
 from snapfs.store.packs import pack_path
 from snapfs.store.rows import PackRow
 
@@ -107,10 +108,12 @@ class Mirror:
                     disk.sync_directory(folder.parent)
         fd = disk.open_write(path, create=not there)
         try:
-            have = 0 if row.name in self._doubted else disk.size(fd)
-            if have >= row.bytes:
+            have = disk.size(fd)
+            doubted = row.name in self._doubted
+            if have >= row.bytes and not doubted:
                 return 0
-            done = self._append(fd, row, have)
+            done = self._compare(fd, row, min(have, row.bytes)) if doubted else 0
+            done += self._append(fd, row, have)
             disk.sync_data(fd)
             self._doubted.discard(row.name)
         finally:
@@ -118,6 +121,29 @@ class Mirror:
         if not there:
             disk.sync_directory(path.parent)
         return done
+
+    def _compare(self, fd: int, row: PackRow, have: int) -> int:
+        """Write anew what a power cut tore of a copy. Where the pack itself has rotted the copy stays: it may
+        be the last that is sound."""
+        source = self._disk.open_read(pack_path(self._store / 'packs', row.kind, row.name))
+        at, done = PACK_HEADER_BYTES, 0
+        try:
+            head = self._disk.pread(source, at, 0)
+            if head != self._disk.pread(fd, at, 0) and _is_head(head):
+                done += self._disk.pwrite(fd, [head], 0)
+            while at < row.bytes and at < have:
+                sizes = [_size_at(self._disk, one, at) for one in (source, fd)]
+                size = sizes[0] or sizes[1]
+                if not size:
+                    log.warning('second copy of pack %s: not compared from %d on', row.name.hex(), at)
+                    break  # where the next record begins is not known; what is there stays
+                mine, copy = (bytes(self._disk.pread(one, size, at)) for one in (source, fd))
+                if mine != copy and (_is_sound(mine) or not _is_sound(copy)):
+                    done += self._disk.pwrite(fd, [mine], at)
+                at += size
+            return done
+        finally:
+            self._disk.close(source)
 
     def _append(self, fd: int, row: PackRow, have: int) -> int:
         source = self._disk.open_read(pack_path(self._store / 'packs', row.kind, row.name))
@@ -147,3 +173,27 @@ class Mirror:
                 pack = pack_path(self._store / 'packs', RecordKind.NODE, name)
                 if name not in known and not self._disk.exists(pack):
                     self._disk.unlink(root / short / text)
+
+
+def _size_at(disk: Disk, fd: int, at: int) -> int:
+    """Return how long the record is that begins there; 0 when none does."""
+    try:
+        return HEADER_BYTES + decode_header(disk.pread(fd, HEADER_BYTES, at)).stored_length
+    except Corrupt:
+        return 0
+
+
+def _is_sound(data: bytes) -> bool:
+    try:
+        decode_payload(decode_header(data), data[HEADER_BYTES:])
+    except Corrupt:
+        return False
+    return True
+
+
+def _is_head(data: Buffer) -> bool:
+    try:
+        decode_pack_header(data)
+    except Corrupt:
+        return False
+    return True

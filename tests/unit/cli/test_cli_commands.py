@@ -127,7 +127,7 @@ def test_a_directory_that_is_gone(cli, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('error', 'code', 'line'),
     [
-        (Refused(28), 3, 'snapfs: No space left on device\n'),
+        (Refused(28), 12, 'snapfs: No space left on device\n'),
         (KeyboardInterrupt(), 130, ''),
         (PermissionError(13, 'Permission denied', '/x'), 1, 'snapfs: /x: Permission denied\n'),
         (Invalid('two\nlines'), 2, 'snapfs: two lines\n'),

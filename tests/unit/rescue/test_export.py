@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -251,6 +252,7 @@ async def test_a_lost_node_is_no_export(store, tmp_path, cli):
     snapshot = find_snapshot(reader, 'home', 'monday')
     reader.close()
     spoil(store, snapshot.root.id)
+    shutil.rmtree(store / 'mirror', ignore_errors=True)
     file = tmp_path / 'kept'
     for words, wanted in (
         (('export', 'home@monday', '-o', file), Corrupt.exit_code),

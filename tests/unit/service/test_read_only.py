@@ -17,6 +17,7 @@ from snapfs.cli.main import main
 from snapfs.errors import Invalid, Latched, Refused, Unavailable
 from snapfs.format.superblock import decode_superblock
 from snapfs.rescue.reader import Reader
+from snapfs.service import workers
 from snapfs.service.collecting import Collecting
 from snapfs.service.compose import MountRequest
 from snapfs.service.mounting import check_request
@@ -26,6 +27,7 @@ from snapfs.store.durable import Disk
 from snapfs.store.lock import StoreLock
 from snapfs.store.store import Store
 from tests.mutants.setting import StepWorld, small
+from tests.support.collecting import job_in_process
 from tests.support.fsck import report_of
 from tests.support.lives import on, trees
 from tests.unit.service.test_rebuild import files, lose
@@ -88,6 +90,18 @@ def test_all_of_it_can_be_read_and_nothing_is_written(store, tmp_path, below, mo
     assert trees(store) == wanted
     assert files(store) == before, 'not even what SQLite keeps beside a catalog'
     assert not list((tmp_path / 'temporary').iterdir()), 'no copy is left'
+
+
+@pytest.mark.parametrize('target', ['home@tuesday:/big', 'home:/big'])
+def test_who_keeps_a_file_can_be_asked(store, below, target, monkeypatch, capsysbinary):
+    """Its process wants an index beside the catalog; without one it called the store damaged."""
+    monkeypatch.setattr(workers, 'run_in_process', job_in_process(StepWorld()))
+    below(store)
+    before = files(store)
+    with small():
+        assert main(['why', target, '--store', str(store)]) == 0, capsysbinary.readouterr().err
+    assert b'home@tuesday' in capsysbinary.readouterr().out
+    assert files(store).keys() == before.keys()
 
 
 def test_what_writes_says_that_it_cannot_and_what_can(store, below):
