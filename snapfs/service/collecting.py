@@ -71,15 +71,15 @@ class Collecting:
 
     # --- the schedule ------------------------------------------------------------------------------------
     async def begin(self) -> None:
-        """After opening: what a crash has left half decided goes back."""
-        await self._thread(self.collector.recover)
-        await self.engine_changed()
+        """After opening: what a crash has left half decided goes back. Nobody is kept out by it (P7)."""
+        await self._guarded(lambda: self._thread(self.collector.recover))
+        await self._guarded(self.engine_changed)
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Begin, and collect on the schedule until `stop`."""
         begun = False
         with self._running:
-            await self._guarded(self.begin)
+            await self.begin()
             begun = True
             task_status.started()
             self._next_ns = await self._thread(self.collector.clock.tick) + limits.COLLECT_FIRST_NS

@@ -17,6 +17,7 @@ log is told of the break for ever.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ class AuditLog:
         self._lock = threading.Lock()
         self._fd = -1
         self._separator = b''
+        self._owed: dict[str, Any] | None = None
         self.known = AuditHead(START)  # durable; replaced after each line, for the catalog to keep
 
     @classmethod
@@ -111,16 +113,27 @@ class AuditLog:
         """
         log = cls(disk, path, world)
         before = head.end if head is not None else START
-        if disk.latched is not None and not disk.exists(path):
-            log.known = AuditHead(before, before)
-            return log
-        if not disk.exists(path):
-            disk.write_file(path, b'')
-        log._fd = disk.open_read(path) if disk.latched else disk.open_write(path, create=False)
-        log._separator = b'\n'  # the last line may have no end
-        place = Place(disk.size(log._fd) + len(log._separator), before.lines, before.hash)
-        log.known = AuditHead(place, place)
+        log.known = AuditHead(before, before)
+        if disk.latched is None or disk.exists(path):
+            with contextlib.suppress(Refused):  # a full disk: `append` tries again
+                log._begin()
         return log
+
+    def _begin(self) -> None:
+        """Open the file, or make it, for a segment that follows the line we know."""
+        if not self._disk.exists(self._path):
+            self._disk.write_file(self._path, b'')
+        before, latched = self.known.end, self._disk.latched
+        self._fd = (
+            self._disk.open_read(self._path) if latched else self._disk.open_write(self._path, create=False)
+        )
+        self._separator = b'\n'  # the last line may have no end
+        place = Place(self._disk.size(self._fd) + len(self._separator), before.lines, before.hash)
+        self.known = AuditHead(place, place)
+
+    def owe(self, event: dict[str, Any]) -> None:
+        """Add a line for which there is no room before the next one."""
+        self._owed = event
 
     def close(self) -> None:
         """Close the file."""
@@ -142,25 +155,33 @@ class AuditLog:
         """Add a line and make it durable. Refused(ENOSPC) leaves the log as it was; Latched when the sync
         failed."""
         with self._lock:
-            end = self.known.end
-            sequence = end.lines + 1
-            time_ns = self._world.time_ns()
-            body = {'sequence': sequence, 'time_ns': time_ns, 'previous': end.hash, 'event': event}
-            text = json.dumps(body, separators=(',', ':'), allow_nan=False).encode()
-            line_hash = data_id(text).hex()
-            line = b''.join((text[:-1], HASH_START, line_hash.encode(), HASH_END, b'\n'))
-            assert len(line) <= limits.AUDIT_LINE_BYTES_MAX, 'details belong into a file of their own'
-            start = end.bytes - len(self._separator)
-            try:
-                self._disk.pwrite(self._fd, [self._separator, line], start)
-            except Refused:
-                # What was written of it must not look like a torn line in the middle of the log later on.
-                self._disk.truncate(self._fd, start)
-                raise
-            self._disk.sync_data(self._fd)
-            self._separator = b''
-            self.known = AuditHead(Place(end.bytes + len(line), sequence, line_hash), self.known.base)
-            return AuditLine(sequence, time_ns, end.hash, event, line_hash)
+            if self._fd < 0:
+                self._begin()
+            if self._owed is not None:
+                self._append(self._owed)
+                self._owed = None
+            return self._append(event)
+
+    def _append(self, event: dict[str, Any]) -> AuditLine:
+        end = self.known.end
+        sequence = end.lines + 1
+        time_ns = self._world.time_ns()
+        body = {'sequence': sequence, 'time_ns': time_ns, 'previous': end.hash, 'event': event}
+        text = json.dumps(body, separators=(',', ':'), allow_nan=False).encode()
+        line_hash = data_id(text).hex()
+        line = b''.join((text[:-1], HASH_START, line_hash.encode(), HASH_END, b'\n'))
+        assert len(line) <= limits.AUDIT_LINE_BYTES_MAX, 'details belong into a file of their own'
+        start = end.bytes - len(self._separator)
+        try:
+            self._disk.pwrite(self._fd, [self._separator, line], start)
+        except Refused:
+            # What was written of it must not look like a torn line in the middle of the log later on.
+            self._disk.truncate(self._fd, start)
+            raise
+        self._disk.sync_data(self._fd)
+        self._separator = b''
+        self.known = AuditHead(Place(end.bytes + len(line), sequence, line_hash), self.known.base)
+        return AuditLine(sequence, time_ns, end.hash, event, line_hash)
 
     def lines(self) -> Iterator[AuditLine]:
         """Every line from the first, verified; Corrupt at the first that does not follow from the one

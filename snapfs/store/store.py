@@ -202,10 +202,15 @@ class Store:
         self._parts.append(self.audit)
         self.catalog.audit_known = lambda: self.audit.known
         if broken and self.disk.latched is None:
-            self._with_reserve(lambda: self._write_break(broken))
+            event = {'event': 'audit-broken', 'reason': broken}
+            try:
+                self._with_reserve(lambda: self._write_break(event))
+            except Refused as error:
+                log.error('the audit log begins again later: %s', error)
+                self.audit.owe(event)
 
-    def _write_break(self, reason: str) -> None:
-        self.audit.append({'event': 'audit-broken', 'reason': reason})
+    def _write_break(self, event: dict[str, Any]) -> None:
+        self.audit.append(event)
         self.catalog.keep_audit_head()
 
     def _take_packs(self, rows: list[PackRow], numbers: PackNumbers, committed: int) -> None:

@@ -20,6 +20,8 @@ FOUND = [
     (('read-only', 'meta pack gone'), ('export', 'export o', 'verify')),
     (('full', 'known loss'), ('open', 'recover', 'snapshot create')),
     (('volume top gone', 'backups gone'), ('collect',)),
+    (('full', 'audit gone'), ('open', 'snapshot list', 'status')),
+    (('full', 'audit damaged'), ('open', 'status')),
 ]
 
 
