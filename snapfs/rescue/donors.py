@@ -43,7 +43,7 @@ def search(
     """Return offers for lost chunks, the best first. What cannot be read offers nothing."""
     offers: Offers = {}
     for folder in ('packs/data', 'packs/meta', MIRROR):
-        for path in sorted((reader.store / folder).glob('??/' + '?' * 32)):
+        for path in _packs(reader.store / folder):
             for id, offset, stored in _records(path):
                 if id in wanted and _whole(path, offset, HEADER_BYTES + stored, wanted[id]):
                     _offer(offers, id, Donor(path, offset, HEADER_BYTES + stored, True))
@@ -57,6 +57,19 @@ def search(
                 if count % 64 == 0:
                     progress(count, 0)
     return offers
+
+
+def _packs(folder: Path) -> Iterator[Path]:
+    """Yield the packs below a folder, as far as the disk lists them."""
+    for below in _listed(folder, 2):
+        yield from _listed(below, 32)
+
+
+def _listed(folder: Path, length: int) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if len(path.name) == length)
+    except OSError:
+        return []
 
 
 def _offer(offers: Offers, id: bytes, donor: Donor) -> None:

@@ -196,6 +196,9 @@ class Store:
             self.audit = AuditLog.open(self.disk, path, self.world, head)
         except (Corrupt, FileNotFoundError) as error:
             broken = str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
+            if isinstance(error, Corrupt) and isinstance(error.__cause__, OSError):
+                # Without the place of the read: the same failure again is no other incident.
+                broken = f'{path} cannot be read: {error.__cause__.strerror}'
             log.critical('the collector stops: %s', broken)
             self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)

@@ -106,7 +106,7 @@ class Bad:
 
     def files(self) -> dict[str, bytes]:
         """What stands in the store, but for what every program may write."""
-        spared = ('lock', 'daemon.log', 'catalog.sqlite-shm')
+        spared = ('lock', 'daemon.log', 'catalog.sqlite-shm', 'catalog.sqlite-wal')
         found = [path for path in self.real.rglob('*') if path.is_file() and path.name not in spared]
         return {str(path.relative_to(self.real)): path.read_bytes() for path in found}
 
