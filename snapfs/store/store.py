@@ -131,7 +131,7 @@ class Store:
             store._release()
             if str(error).startswith(('catalog', str(path / 'catalog.sqlite'))):
                 raise Corrupt(str(error), advice=_way_out(path)) from error
-            if str(error).startswith(('journal', str(path / 'journal'))):
+            if str(error).removeprefix('cannot open ').startswith(('journal', str(path / 'journal'))):
                 raise Corrupt(str(error), advice=_way_out_of_journal(path)) from error
             raise
         except BaseException:

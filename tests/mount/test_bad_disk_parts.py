@@ -3,10 +3,13 @@ empty, and nothing is written that makes it worse."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.mount.bad_disk_kit import PAGE, Bad
 from tests.support.bad_disk import fault
+from tests.support.mounted import SNAPFS
 
 pytestmark = pytest.mark.slow
 
@@ -79,3 +82,25 @@ def test_files_of_a_batch_and_backups(bad: Bad) -> None:
     bad.disk.fail(fault('read', 'store/backups/*.json'))
     assert f'{bad.store / "backups"}' in bad.says(0, 'rebuild', '--list-backups')
     assert 'home@monday' in bad.says(0, 'snapshot', 'list')
+
+
+@pytest.mark.parametrize('on', ['read', 'open'])
+def test_a_journal_with_what_was_synced_is_not_taken_for_a_torn_one(bad: Bad, on: str) -> None:
+    """After a kill (P5, P10): the mount is refused, says which way leads on, and changes nothing."""
+    bad.mount.start()
+    with open(bad.home / 'synced', 'wb', buffering=0) as file:
+        file.write(b'synced')
+        os.fsync(file.fileno())
+    bad.mount.kill()
+    bad.mount.expected += ['Input/output error']
+    bad.disk.fail(fault(on, 'store/journal/*', PAGE, 2 * PAGE))
+    assert 'journal-bad' in bad.says(4, 'fsck', '--quick')
+    before = bad.files()
+    code, told = bad.call(SNAPFS, 'mount', bad.store, bad.mount.path)
+    assert code == 13 and 'journal/' in told and '--install --journal' in told
+    assert '--journal' in bad.says(3, 'rebuild', bad.place / 'catalog.new')
+    journals = {name: data for name, data in bad.files().items() if name.startswith('journal/')}
+    assert journals == {name: data for name, data in before.items() if name.startswith('journal/')}
+    bad.disk.mend()
+    bad.mount.start()
+    assert (bad.home / 'synced').read_bytes() == b'synced'
