@@ -52,7 +52,7 @@ def export_command(snapshot: str, file: str | None) -> None:
 @contextmanager
 def opened_store() -> Iterator[Reader]:
     """The store that the options mean, to be read. No pack goes meanwhile."""
-    from snapfs.format.superblock import decode_superblock
+    from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
     from snapfs.rescue.reader import Reader
     from snapfs.service import client
     from snapfs.store.durable import Disk
@@ -62,7 +62,7 @@ def opened_store() -> Iterator[Reader]:
     option, _as_json = click.get_current_context().obj
     store = client.locate(option, os.environ).store
     refuse_links(store)
-    uuid = decode_superblock((store / 'superblock').read_bytes()).uuid
+    uuid = decode_superblock(Disk().read_file(store / 'superblock', SUPERBLOCK_BYTES)).uuid
     with as_verifier(Disk(), store), _led_out(store):
         reader = Reader(store, uuid)
         try:

@@ -56,6 +56,10 @@ def _render(found: Any) -> None:
     if found['skipped']:
         share = 100 * found['skipped'] // (found['skipped'] + found['slots'])
         output.say(f'{share} % were verified within the last 12 hours and not read again (--again reads all)')
+    if found['whole_again']:
+        count = found['whole_again']
+        what = '1 chunk that was lost is' if count == 1 else f'{count} chunks that were lost are'
+        output.say(f'{what} whole again')
     if any(found['put_back'].values()):
         say_put_back(found['put_back'])
         output.say('The disk has lost something: look at it. Whether the collector stopped: snapfs status.')

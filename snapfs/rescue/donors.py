@@ -37,29 +37,13 @@ OFFERS_MAX = 4  # of one chunk
 REGION_BYTES = 64 * limits.MIB  # of a file that is cut at once
 
 
-def _packs_in(folder: Path) -> list[Path]:
-    """Return all that is called like a pack, also what nobody knows; nothing of what cannot be listed."""
-    found = []
-    for prefix in _names(folder):
-        if len(prefix) == 2:
-            found += [folder / prefix / name for name in _names(folder / prefix) if len(name) == 32]
-    return found
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
-
-
 def search(
     reader: Reader, wanted: Mapping[bytes, Lost], directories: Sequence[Path], progress: Progress
 ) -> Offers:
     """Return offers for lost chunks, the best first. What cannot be read offers nothing."""
     offers: Offers = {}
     for folder in ('packs/data', 'packs/meta', MIRROR):
-        for path in _packs_in(reader.store / folder):
+        for path in _packs(reader.store / folder):
             for id, offset, stored in _records(path):
                 if id in wanted and _whole(path, offset, HEADER_BYTES + stored, wanted[id]):
                     _offer(offers, id, Donor(path, offset, HEADER_BYTES + stored, True))
@@ -73,6 +57,19 @@ def search(
                 if count % 64 == 0:
                     progress(count, 0)
     return offers
+
+
+def _packs(folder: Path) -> Iterator[Path]:
+    """Yield the packs below a folder, as far as the disk lists them."""
+    for below in _listed(folder, 2):
+        yield from _listed(below, 32)
+
+
+def _listed(folder: Path, length: int) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if len(path.name) == length)
+    except OSError:
+        return []
 
 
 def _offer(offers: Offers, id: bytes, donor: Donor) -> None:

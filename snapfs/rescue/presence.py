@@ -121,6 +121,15 @@ class Presence:
         return ''
 
 
+def is_whole(reader: Reader, place: Place) -> bool:
+    """Say whether a chunk can be read at this place, and has the bytes it is called by."""
+    try:
+        _plain(memoryview(reader.read(place.pack, HEADER_BYTES + place.stored, place.offset)), place)
+        return True
+    except (Corrupt, OSError):
+        return False
+
+
 def _header(record: memoryview, place: Place) -> RecordHeader:
     """Return the header of a record at its place. Corrupt for whatever a reader would not take."""
     header = decode_header(record[:HEADER_BYTES])

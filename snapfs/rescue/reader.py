@@ -60,7 +60,12 @@ class Reader:
         self._still = still_catalog(path) if still else copied_catalog(path)
         options = f'{self._still.uri}?mode=ro{self._still.options}' if self._still else ''
         options = options or f'file:{quote(str(path))}?mode=ro'
-        self._db = sqlite3.connect(options, uri=True, isolation_level=None)
+        try:
+            self._db = sqlite3.connect(options, uri=True, isolation_level=None)
+        except sqlite3.Error as error:
+            # One that does not open is not proved to be damaged.
+            closed = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN
+            raise Corrupt(f'{path}: {error}' if closed else f'catalog: {error}') from error
         try:
             for pragma in ('trusted_schema = OFF', 'query_only = ON', 'temp_store = MEMORY'):
                 self._db.execute(f'PRAGMA {pragma}')

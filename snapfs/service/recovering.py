@@ -1,6 +1,7 @@
 """L6 recovering: a damaged snapshot becomes whole again, or gets a sibling that is. Event loop only.
 
-Nodes that the mirror has are put back first, whoever they belong to (putting_back.py).
+Nodes that the mirror has are put back first, whoever they belong to (putting_back.py), and what the disk
+gives again is lost no more (whole_again.py).
 
 Survey, plan, execution. The survey runs in a process of its own, while the collector stands still; what it
 found is the plan, and the execution decides nothing. Donors first: what they have goes back to everybody
@@ -25,12 +26,13 @@ from snapfs import limits
 from snapfs.errors import Invalid, Refused, SnapfsError, Unavailable
 from snapfs.rescue import sibling
 from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
-from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use, Whole, WholeSpec
+from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use
 from snapfs.service.collecting import Collecting
 from snapfs.service.mounts import read_mounts
 from snapfs.service.putting_back import PutBack, PuttingBack
 from snapfs.service.runtime import find_entry
 from snapfs.service.sockets import Asker
+from snapfs.service.whole_again import WholeAgain
 from snapfs.store import damage
 from snapfs.store.catalog import take_number
 from snapfs.store.registry import check_name
@@ -41,10 +43,6 @@ log = logging.getLogger('snapfs.rescue')
 
 Object = dict[str, Any]
 HOLD = 'recovery'
-MARKED = (
-    'SELECT number, root FROM snapshot WHERE damaged_ns IS NOT NULL AND root IS NOT NULL '
-    'UNION ALL SELECT number, root FROM volume WHERE damaged_ns IS NOT NULL AND root IS NOT NULL'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,9 @@ class Recovering:
         self._collecting = collecting
         self._asker = asker
         self._putting_back = PuttingBack(collecting, asker)
+        self._whole_again = WholeAgain(collecting, asker)
         self._put_back = PutBack()
+        self._came_back = 0  # chunks that were known to be lost, and are read again
         self._engine = collecting.engine
         self._world = collecting.world
 
@@ -100,6 +100,8 @@ class Recovering:
         # First, and of everybody's nodes: what comes back whole is not given up.
         every_node = wish.verify or bool(store.chunks.mirrored)
         self._put_back = await self._putting_back.run(every_node, wish.dry_run)
+        if not wish.dry_run:
+            self._came_back = await self._whole_again.look(store.chunks.unreadable)
         kept = await self._world.run_in_thread(kept_rows, store.disk, store.path, store.superblock.uuid, row)
         if not kept:
             return await self._recover(row, wish, None)
@@ -119,9 +121,9 @@ class Recovering:
         if wish.dry_run:
             return told
         if not healed.rest.lost:
-            self._whole_again(row.number)
-        if healed.donors or self._put_back:
-            await self._others_whole()
+            self._whole_again.unmark(row.number)
+        if healed.donors or self._put_back or self._came_back:
+            await self._whole_again.unmark_whole()
         if healed.rest.lost:
             await self._note_lost(row, told['snapshot'], healed.rest)
             told['sibling'] = await self._make(row, healed.rest, told, wish)
@@ -139,8 +141,8 @@ class Recovering:
             return None
         told = {**self._told(kept.row, wish, healed), 'source': _source(row, kept, None), 'sibling': None}
         if not wish.dry_run:
-            if healed.donors or self._put_back:
-                await self._others_whole()
+            if healed.donors or self._put_back or self._came_back:
+                await self._whole_again.unmark_whole()
             if healed.rest.lost:
                 await self._note_lost(row, told['snapshot'], healed.rest)
             told['sibling'] = await self._make(kept.row, healed.rest, told, wish)
@@ -243,14 +245,6 @@ class Recovering:
             count += 1
             ending = f'-recovered-{count}'
 
-    def _whole_again(self, view: int) -> None:
-        """A volume or snapshot has lost nothing any more: take its mark away."""
-        with self._engine.store.catalog.transaction() as db:
-            db.execute('UPDATE snapshot SET damaged_ns = NULL WHERE number = ?', (view,))
-            db.execute('UPDATE volume SET damaged_ns = NULL WHERE number = ?', (view,))
-        self._engine.note_damage(view, None)
-        self._engine.core.forget_damage(view)
-
     async def _note_lost(self, row: SnapshotRow, title: str, rest: Survey) -> None:
         """Write down what nobody has: by chunk, so that nothing new is shared with it, and by snapshot."""
         store, now = self._engine.store, self._world.time_ns()
@@ -260,23 +254,6 @@ class Recovering:
         self._engine.core.report_damage(
             f'a recovery of {title} found no donor for {len(lost)} chunks', row.number
         )
-
-    async def _others_whole(self) -> None:
-        """Look whether what came back was all that other volumes and snapshots had lost."""
-        store = self._engine.store
-        marked: list[tuple[int, bytes]] = []
-        known: set[bytes] = set()
-
-        def ask() -> WholeSpec:
-            known.update(store.chunks.unreadable)
-            marked.extend(store.catalog.query(MARKED))
-            return WholeSpec(store.path, store.superblock.uuid, tuple(root for _, root in marked))
-
-        found: Whole = await self._collecting.look('survey', ask)
-        for (view, _), whole in zip(marked, found.whole, strict=True):
-            # What was found lost meanwhile may be theirs.
-            if whole and store.chunks.unreadable <= known:
-                self._whole_again(view)
 
     async def _make(self, row: SnapshotRow, rest: Survey, told: Object, wish: Wish) -> str:
         """Make the sibling, and hold the original; return what it is called."""

@@ -22,6 +22,7 @@ from snapfs.errors import Latched, SnapfsError
 from snapfs.rescue.scrub_values import SLOTS, Scrubbed, ScrubSpec
 from snapfs.service.collecting import Collecting
 from snapfs.service.putting_back import PutBack, PuttingBack
+from snapfs.service.whole_again import WholeAgain
 from snapfs.store import damage
 
 log = logging.getLogger('snapfs.scrub')
@@ -66,17 +67,19 @@ class Scrubbing:
             'catalog': problem,
             'due_ns': self._oldest(fresh) + limits.SCRUB_FRESH_NS if fresh else None,
             'put_back': {'packs': 0, 'nodes': 0},
+            'whole_again': 0,
         }
         # Nodes are about a hundredth of all that is read. Whoever was told by fsck that this puts them back
         # must not find that they were verified a moment ago.
         back = await self._put_back(every_node=len(wanted) == SLOTS)
         while todo:
             take = self._pass_slots(len(todo))
-            found, more = await self._pass(todo[:take], rate)
+            found, more, whole = await self._pass(todo[:take], rate)
             back = back.and_also(more)
             todo = todo[take:]
             report['slots'] += len(found.slots)
             report['bad'] += found.bad_count
+            report['whole_again'] += whole
             report['chunks'] += sum(one.chunks for one in found.slots)
             report['bytes'] += sum(one.bytes for one in found.slots)
             if told is not None:
@@ -141,9 +144,11 @@ class Scrubbing:
         """Return the slots whose last verification is older than this, or from a clock that was ahead; the
         oldest first."""
         now = self._world.time_ns()
-        # Where something was bad, a recovery may have come since.
+        # Where something was bad or found lost since, it may have been recovered, or the disk gives it again.
         text = 'SELECT slot, verified_ns FROM scrubbed WHERE bad = 0'
         seen = dict(self._engine.store.catalog.query(text))
+        for id in self._engine.store.chunks.unreadable:
+            seen.pop(_slot(id), None)
         stale = [slot for slot in slots if not now - age_ns < seen.get(slot, -1) <= now]
         return sorted(stale, key=lambda slot: seen.get(slot, -1))
 
@@ -161,8 +166,9 @@ class Scrubbing:
         by_bytes = SLOTS * limits.SCRUB_BYTES_PASS // max(stored, 1)
         return int(max(1, min(most, by_rows, by_bytes)))
 
-    async def _pass(self, slots: list[int], rate: int) -> tuple[Scrubbed, PutBack]:
-        """Read some slots; return what is bad in the end, and what came back of what was."""
+    async def _pass(self, slots: list[int], rate: int) -> tuple[Scrubbed, PutBack, int]:
+        """Read some slots; return what is bad in the end, what came back of what was, and how many chunks
+        that were known to be lost are whole again."""
         store = self._engine.store
         spec = ScrubSpec(store.path, store.superblock.uuid, tuple(slots), rate)
         found: Scrubbed = await self._collecting.look('scrub', lambda: spec)
@@ -180,9 +186,20 @@ class Scrubbing:
                 await self._damaged(found)
             else:
                 self._engine.core.forget_damage(0)
+        whole = await self._look_again(found)
         # Last: what was not told to the end is not verified, and is read again.
         await self._world.run_in_thread(self._record, found)
-        return found, back
+        return found, back, whole
+
+    async def _look_again(self, found: Scrubbed) -> int:
+        """Take back what was said of losses in these slots that are none any more."""
+        slots, bad = {one.slot for one in found.slots}, {one.id for one in found.bad}
+        known = [id for id in self._engine.store.chunks.unreadable if _slot(id) in slots and id not in bad]
+        again = WholeAgain(self._collecting)
+        whole = await again.look(known)
+        if whole:
+            await again.unmark_whole()
+        return whole
 
     def _has_nodes(self, found: Scrubbed) -> bool:
         """Say whether any of what is bad is a node: only these have second copies."""
@@ -193,9 +210,7 @@ class Scrubbing:
         """Return what was found, without the nodes that came back since."""
         unreadable = self._engine.store.chunks.unreadable
         left = tuple(one for one in found.bad if one.id in unreadable)
-        counts = Counter(
-            int.from_bytes(one.id[:2], 'big') >> 4 for one in found.bad if one.id not in unreadable
-        )
+        counts = Counter(_slot(one.id) for one in found.bad if one.id not in unreadable)
         slots = tuple(replace(one, bad=one.bad - counts[one.slot]) for one in found.slots)
         return replace(found, slots=slots, bad=left, bad_count=found.bad_count - counts.total())
 
@@ -225,6 +240,7 @@ class Scrubbing:
         store = self._engine.store
         ids = tuple(one.id for one in found.bad[: limits.WHY_CHUNKS_MAX])
         names: list[str] = []
+        nobody = 'nobody who stands is known to need it'
         try:
             why = await self._collecting.look('why', lambda: WhySpec(store.path, store.superblock.uuid, ids))
             names = [one.name for one in why.keepers if one.kind in ('volume', 'snapshot')]
@@ -234,7 +250,8 @@ class Scrubbing:
             Exception
         ) as error:  # a lost node: then nobody can be told apart, and the damage stands all the same
             log.error('who needs what is lost cannot be told: %s', error)
-        where = f'in {", ".join(names[:5])}' if names else 'nobody who stands is known to need it'
+            nobody = 'who needs it cannot be told'
+        where = f'in {", ".join(names[:5])}' if names else nobody
         first = found.bad[0].why if found.bad else 'see the log'
         text = f'a scrub found {found.bad_count} damaged chunks, {where}: {first}'
         evidence = {'scrub.json': {one.id.hex(): one.why for one in found.bad[:1000]}}
@@ -250,3 +267,7 @@ class Scrubbing:
         elif kind != 'snapshot':
             return
         self._engine.core.report_damage(f'a scrub found damaged chunks that view {view} needs', view)
+
+
+def _slot(id: bytes) -> int:
+    return int.from_bytes(id[:2], 'big') >> 4

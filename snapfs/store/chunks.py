@@ -364,21 +364,15 @@ class ChunkStore:
     def _run(self, places: list[tuple[Location, bytes]], start: int) -> tuple[int, int]:
         """Return where the run of neighbours that begins at `start` ends: index in `places`, offset in the
         pack."""
-        pack, offset, stored, _ = places[start][0]
-        first = offset
-        end = offset + HEADER_BYTES + stored
+        pack, first, _, _ = places[start][0]
+        end = places[start][0].end
         n = start + 1
         while n < len(places):
             location = places[n][0]
-            after = location.offset + HEADER_BYTES + location.stored_length
-            gap = location.offset - end
-            if (
-                location.pack != pack
-                or gap > limits.READ_GAP_BYTES_MAX
-                or after - first > limits.READ_BYTES_MAX
-            ):
+            gap, far = location.offset - end, location.end - first > limits.READ_BYTES_MAX
+            if location.pack != pack or gap > limits.READ_GAP_BYTES_MAX or far:
                 break
-            end = max(end, after)
+            end = max(end, location.end)
             n += 1
         return n, end
 
@@ -388,15 +382,23 @@ class ChunkStore:
         number, start = run[0][0][:2]
         file = self._file(number)
         data = self._disk.preadv_nowait(file.fd, end - start, start)
+        unread = None
         if data is None:
             if not wait:
                 return False
-            data = file.pread_cold(end - start, start)
+            try:
+                data = file.pread_cold(end - start, start)
+            except Corrupt as error:
+                if len(run) > 1:  # one by one: the disk may give all but one of them
+                    return all(self._read_run([one], one[0].end, found, wait) for one in run)
+                data, unread = b'', error
         self.read_bytes += len(data)
         view = memoryview(data)
         for location, id in run:
             at = location.offset - start
             try:
+                if unread is not None:
+                    raise unread
                 header = decode_header(view[at : at + HEADER_BYTES])
                 if header.id != id or header.stored_length != location.stored_length:
                     raise Corrupt(f'another record stands there: {header.id.hex()}')
@@ -424,9 +426,7 @@ class ChunkStore:
         ids = [id for _, id in run]
         for id, location in self._locate(ids).items():
             try:
-                self._read_run(
-                    [(location, id)], location.offset + HEADER_BYTES + location.stored_length, found, True
-                )
+                self._read_run([(location, id)], location.end, found, True)
             except _Gone:
                 # Only now that the catalog was asked anew: a read of what was condemned has been an alarm.
                 plain = self._second_copy(location, id, str(gone))

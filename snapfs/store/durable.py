@@ -229,6 +229,10 @@ class Disk:
             if size > bytes_max:
                 raise Corrupt(f'{path} has {size} bytes, more than {bytes_max}')
             return bytes(self.pread(fd, size, 0)) if size else b''
+        except Corrupt as error:
+            if error.__cause__ is None:
+                raise
+            raise Corrupt(f'{path}: {error}') from error.__cause__
         finally:
             self.close(fd)
 

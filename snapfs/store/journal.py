@@ -236,7 +236,10 @@ class Journal:
 
     def _read(self, number: int) -> tuple[JournalHeader, memoryview]:
         fd = self._fds[number]
-        data = memoryview(self._disk.pread(fd, self._disk.size(fd), 0))
+        try:
+            data = memoryview(self._disk.pread(fd, self._disk.size(fd), 0))
+        except Corrupt as error:  # the disk does not give it: nothing of it may be taken for torn
+            raise Corrupt(f'journal/{number}: {error}') from error
         try:
             header = decode_journal_header(data)
         except Corrupt:

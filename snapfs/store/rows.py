@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from snapfs import limits
 from snapfs.errors import Corrupt
 from snapfs.format.annotations import fits
+from snapfs.format.records import HEADER_BYTES
 
 
 class Location(NamedTuple):
@@ -23,6 +24,11 @@ class Location(NamedTuple):
     offset: int
     stored_length: int
     plain_length: int
+
+    @property
+    def end(self) -> int:
+        """Where the record ends in its pack."""
+        return self.offset + HEADER_BYTES + self.stored_length
 
 
 class ChunkRow(NamedTuple):

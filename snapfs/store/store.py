@@ -130,7 +130,7 @@ class Store:
             store._release()
             if str(error).startswith(('catalog', str(path / 'catalog.sqlite'))):
                 raise Corrupt(str(error), advice=_way_out(path)) from error
-            if str(error).startswith(('journal', str(path / 'journal'))):
+            if str(error).removeprefix('cannot open ').startswith(('journal', str(path / 'journal'))):
                 raise Corrupt(str(error), advice=_way_out_of_journal(path)) from error
             raise
         except BaseException:
@@ -195,7 +195,7 @@ class Store:
         try:
             self.audit = AuditLog.open(self.disk, path, self.world, head)
         except (Corrupt, FileNotFoundError) as error:
-            broken = _audit_problem(error)
+            broken = _audit_problem(path, error)
             log.critical('the collector stops: %s', broken)
             self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
@@ -326,7 +326,7 @@ class Store:
         try:
             return AuditLog.open(disk, path, self.world, head)
         except (Corrupt, FileNotFoundError) as error:
-            broken = _audit_problem(error)
+            broken = _audit_problem(self.path / 'audit.log', error)
         self._record_incident('collector', broken)
         if not self.catalog.incidents('collector'):
             raise Corrupt(f'{broken}, and that could not be written down')
@@ -452,8 +452,13 @@ def _superblock(disk: Disk, path: Path) -> Superblock:
         raise Corrupt(str(error), advice=_copy_is_there(path)) from error
 
 
-def _audit_problem(error: Exception) -> str:
-    return str(error) if isinstance(error, Corrupt) else 'the audit log is gone'
+def _audit_problem(path: Path, error: Exception) -> str:
+    if not isinstance(error, Corrupt):
+        return 'the audit log is gone'
+    if isinstance(error.__cause__, OSError):
+        # Without the place of the read: the same failure again is no other incident.
+        return f'{path} cannot be read: {error.__cause__.strerror}'
+    return str(error)
 
 
 def _copy_is_there(store: Path) -> str:

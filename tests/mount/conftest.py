@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount.bad_disk_kit import Bad, make_image
 from tests.support.mounted import IS_ROOT, Mount
 
 
@@ -110,3 +111,25 @@ def home(shared_mount: Mount) -> Iterator[Path]:
         finally:
             os.chdir('/')
         shared_mount.check_log()
+
+
+@pytest.fixture(scope='session')
+def image() -> Iterator[Path]:
+    """A store, not in use, of which tests copy what a bad disk then damages."""
+    place = _make_place()
+    yield make_image(place)
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def bad(place: Path, image: Path) -> Iterator[Bad]:
+    """A store on a disk that has no faults yet."""
+    made = Bad(place, image)
+    try:
+        with made.mount.watched():
+            yield made
+            os.chdir('/')
+        made.mount.check_log()
+    finally:
+        os.chdir('/')
+        made.end()

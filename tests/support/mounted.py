@@ -89,9 +89,9 @@ def refused(number: int, call: Callable[..., object], *arguments: object, **name
 class Mount:
     """A store in `place`/store and its mount at `place`/mnt. `expected`: log lines that may be there."""
 
-    def __init__(self, place: Path, options: str = '', source: str | None = None) -> None:
+    def __init__(self, place: Path, options: str = '', store: Path | None = None) -> None:
         self.place = place
-        self.store = place / 'store'
+        self.store = store or place / 'store'
         self.path = place / 'mnt'
         self.path.mkdir(exist_ok=True)
         self.options = options or ('allow_other,suid,dev' if IS_ROOT else '')
@@ -143,15 +143,7 @@ class Mount:
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-        if os.path.ismount(self.path) or _is_dead(self.path):
-            quietly = {
-                'stdout': subprocess.DEVNULL,
-                'stderr': subprocess.DEVNULL,
-                'timeout': 10,
-                'check': False,
-            }
-            for words in (['fusermount3', '-u', '-z'], ['umount', '-l']):
-                subprocess.run([*words, str(self.path)], **quietly)  # type: ignore[call-overload]
+        let_go(self.path)
         self._pid = 0
 
     @property
@@ -214,6 +206,14 @@ class Mount:
         finally:
             timer.cancel()
         assert not fired.is_set(), f'no end after {TEST_SECONDS} s; the daemon was killed'
+
+
+def let_go(path: Path) -> None:
+    """Take away what is mounted there, also when it is in use or dead."""
+    if os.path.ismount(path) or _is_dead(path):
+        quietly = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL, 'timeout': 10, 'check': False}
+        for words in (['fusermount3', '-u', '-z'], ['umount', '-l']):
+            subprocess.run([*words, str(path)], **quietly)  # type: ignore[call-overload]
 
 
 def _is_dead(path: Path) -> bool:

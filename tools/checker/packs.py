@@ -475,7 +475,8 @@ class _Listing:
         try:
             return self._store.entries(*parts)
         except (OSError, Corrupt) as error:
-            if is_ours(error):
+            # What is in a directory that the disk does not give is not known, be its packs found or not.
+            if is_ours(error) or (isinstance(error, OSError) and error.errno == errno.EIO):
                 self.unseen.append(('/'.join(parts), _why(error)))
             else:
                 self.findings.append(('entry-odd', '/'.join(parts), f'cannot be listed: {_why(error)}'))

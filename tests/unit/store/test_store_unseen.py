@@ -88,8 +88,8 @@ def test_donors_in_a_directory_that_cannot_be_listed_offer_nothing_and_the_other
         (tmp_path / prefix).mkdir()
         (tmp_path / prefix / f'{prefix}'.ljust(32, '0')).touch()
     blind(monkeypatch, tmp_path / 'ab', 'listdir', 'scandir')
-    assert [path.parent.name for path in donors._packs_in(tmp_path)] == ['cd']
-    assert donors._packs_in(tmp_path / 'none') == []
+    assert [path.parent.name for path in donors._packs(tmp_path)] == ['cd']
+    assert list(donors._packs(tmp_path / 'none')) == []
 
 
 def test_the_way_out_of_a_lost_catalog_is_told_where_backups_cannot_be_listed(tmp_path, monkeypatch):
