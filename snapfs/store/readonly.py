@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from snapfs.errors import Refused, Unavailable
+from snapfs import limits
+from snapfs.errors import Corrupt, Refused, Unavailable
 from snapfs.store.durable import Disk
 
 DRY_RUN = 'it was opened to be read only'
@@ -67,7 +67,8 @@ def stop_writing(disk: Disk, path: Path) -> None:
 
 
 def still_catalog(path: Path) -> StillCatalog:
-    """Return how to open this catalog. Refused(ENOSPC) or Unavailable when a copy cannot be made."""
+    """Return how to open this catalog. Refused(ENOSPC) or Unavailable when a copy cannot be made,
+    Corrupt when the disk does not give its bytes."""
     log = Path(f'{path}-wal')
     if not (log.is_file() and log.stat().st_size):
         return StillCatalog(f'file:{quote(str(path))}', '&immutable=1', None)
@@ -102,9 +103,9 @@ def _marks(path: Path) -> list[tuple[int, int, int] | None]:
 def _copied(path: Path) -> StillCatalog:
     folder = tempfile.TemporaryDirectory(prefix='snapfs-')
     try:
-        shutil.copyfile(path, f'{folder.name}/catalog.sqlite')
+        _copy(path, Path(folder.name) / 'catalog.sqlite')
         try:
-            shutil.copyfile(f'{path}-wal', f'{folder.name}/catalog.sqlite-wal')
+            _copy(Path(f'{path}-wal'), Path(folder.name) / 'catalog.sqlite-wal')
         except FileNotFoundError:
             pass  # it was closed clean
     except OSError as error:
@@ -113,5 +114,27 @@ def _copied(path: Path) -> StillCatalog:
             raise Refused(
                 errno.ENOSPC, f'{folder.name}: no room for a copy of the catalog', advice='Set TMPDIR.'
             ) from error
-        raise Unavailable(f'{error.filename}: {error.strerror}') from error
+        raise Unavailable(f'{error.filename or path}: {error.strerror}') from error
+    except BaseException:
+        folder.cleanup()
+        raise
     return StillCatalog(f'file:{quote(folder.name)}/catalog.sqlite', '', folder)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copy a file. Corrupt when the disk has lost bytes of it, or does not open it."""
+    try:
+        source = path.open('rb')
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise Corrupt(f'{path}: {error.strerror}') from error  # not proved to be lost: no new one is made
+        raise
+    with source, to.open('wb') as target:
+        while True:
+            try:
+                data = source.read(limits.MIB)
+            except OSError as error:
+                raise Corrupt(f'catalog: {path}: {error.strerror}') from error
+            if not data:
+                return
+            target.write(data)

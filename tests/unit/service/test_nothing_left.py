@@ -54,7 +54,7 @@ def test_who_reads_a_store_that_nobody_has_leaves_nothing_behind(kept_store, tmp
         return {file.name: file.read_bytes() for file in found}
 
     before, export, script = files(), tmp_path / 'export', tmp_path / 'check.py'
-    script.write_bytes(Path('tools/verify_export.py').read_bytes())
+    script.write_bytes((Path(__file__).parents[3] / 'tools/verify_export.py').read_bytes())
     with small():
         assert main(['export', 'home@monday', '-o', str(export), '--store', str(kept_store)]) == 0
         assert main(['verify', 'home@monday', '--store', str(kept_store)]) == 0
