@@ -75,6 +75,7 @@ class WholeAgain:
     async def unmark_whole(self) -> None:
         """Look whether what came back was all that marked volumes and snapshots had lost."""
         store = self._engine.store
+        await self._world.run_in_thread(store.lost_packs.look)
         marked: list[tuple[int, bytes]] = []
         known: set[bytes] = set()
 

@@ -28,6 +28,7 @@ from snapfs.store.chunks import ChunkStore
 from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.store.lock import StoreLock
+from snapfs.store.lost_packs import LostPacks
 from snapfs.store.mirror import Mirror
 from snapfs.store.missing import DIRECTORIES, refuse_links, way_out_of_hole
 from snapfs.store.packs import PackNumbers
@@ -169,6 +170,7 @@ class Store:
         self.chunks.on_condemned = self._condemned_read
         self.chunks.unreadable.update(damage.load(self.catalog))
         self._take_packs(rows, numbers, committed)
+        self.lost_packs = LostPacks(path, self.catalog, self.recovered)
         self._check_reserve()
 
     def keep_copies(self) -> None:

@@ -305,6 +305,9 @@ class Engine(Administration):
         if lost:
             count = '1 chunk is' if lost == 1 else f'{lost} chunks are'
             return f'damaged: {count} known to be lost; snapfs damage names the files'
+        gone = self.store.lost_packs.text()
+        if gone:
+            return f'damaged: {gone}; snapfs damage names what is lost'
         if self.core.budget.full:
             return 'full: the disk below has no room'
         return 'ok'

@@ -94,6 +94,25 @@ def test_the_sibling_is_whole_and_the_original_is_as_it_was(whole, tmp_path, nam
     assert not found.unchecked
 
 
+def test_a_pack_whose_chunks_came_back_elsewhere_is_missed_no_more(whole, tmp_path):
+    path = whole_copy(whole, tmp_path)
+
+    async def work(collecting: Collecting) -> tuple[str, bool, str]:
+        store = collecting.engine.store
+        row = next(one for one in store.catalog.packs() if one.kind == 1 and one.state == 'sealed')
+        lost = store.lost_packs
+        file = next((path / 'packs' / 'data').rglob(row.name.hex()))
+        file.unlink()
+        lost.look()
+        before = lost.text()
+        with store.catalog.transaction() as db:  # what a recovery does: its chunks are somewhere else by now
+            db.execute('DELETE FROM chunk WHERE pack = ?', (row.pack,))
+        await Recovering(collecting)._others_whole()
+        return before, file.exists(), lost.text()
+
+    assert on(path, work) == ('1 pack is missing or too short', False, '')
+
+
 @pytest.mark.parametrize('name', ['leaf-flip', 'branch-flip', 'top-flip', 'meta-pack-gone'])
 def test_lost_nodes_come_back_from_their_second_copies(whole, tmp_path, name):
     path = whole_copy(whole, tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -187,4 +189,62 @@ async def test_a_lost_node_that_a_reader_has_met_is_remembered(engine: Engine) -
         await view.inode(limits.INO_ROOT)
     engine = await reopen(engine)
     assert engine.health().startswith('damaged: 1 chunk ')
+    await engine.close()
+
+
+async def with_packs(engine: Engine) -> list[Path]:
+    """Let there be sealed packs of data, all of them needed; return them."""
+    head, root = await files(engine, 0)
+    inode = await head.make(root, b'big', FILE, 0, 0)
+    await head.write(inode, 0, b'some bytes that are stored ' * 5000)
+    await engine.commit()
+    return sorted(path for path in (engine.store.path / 'packs' / 'data').rglob('*') if path.is_file())
+
+
+@pytest.mark.parametrize('harm', [Path.unlink, lambda path: os.truncate(path, 60)])
+async def test_packs_that_are_gone_are_told_before_anybody_reads_them(
+    engine: Engine, harm: Callable[[Path], None]
+) -> None:
+    (path,) = await with_packs(engine)
+    await engine.close()
+    whole = path.read_bytes()
+    harm(path)
+    engine = await Engine.open(engine.store.path, engine.store.disk, engine.world)
+    told = 'damaged: 1 pack is missing or too short; snapfs damage names what is lost'
+    assert engine.health() == told and engine.status()['health'] == told
+    assert engine.trouble() is None, 'what is lost for good must not keep the collector for ever'
+    path.write_bytes(whole)
+    assert engine.health() == 'ok', 'it is there again'
+    await engine.close()
+
+
+async def test_a_folder_that_nobody_may_look_into_has_lost_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P10, and the mount starts."""
+    (path,) = await with_packs(engine)
+    await engine.close()
+    real = Path.lstat
+
+    def denied(self: Path) -> os.stat_result:
+        if self == path:
+            raise PermissionError(13, 'Permission denied', str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, 'lstat', denied)
+    engine = await Engine.open(engine.store.path, engine.store.disk, engine.world)
+    assert engine.health() == 'ok'
+    monkeypatch.undo()
+    await engine.close()
+
+
+async def test_a_pack_that_is_gone_and_that_nothing_needs_is_no_damage(engine: Engine) -> None:
+    (path,) = await with_packs(engine)
+    await engine.close()
+    path.unlink()
+    with sqlite3.connect(engine.store.path / 'catalog.sqlite') as db:
+        db.execute('DELETE FROM chunk WHERE kind = 1')
+    db.close()
+    engine = await Engine.open(engine.store.path, engine.store.disk, engine.world)
+    assert engine.health() == 'ok'
     await engine.close()
