@@ -16,6 +16,7 @@ from snapfs.rescue.recover_values import Lost, Use
 from snapfs.rescue.sibling import Sibling
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish, _told_one
+from snapfs.service.whole_again import WholeAgain
 from tests.images.image import make
 from tests.mutants.setting import content, small
 from tests.support.fsck import report_of
@@ -107,7 +108,7 @@ def test_a_pack_whose_chunks_came_back_elsewhere_is_missed_no_more(whole, tmp_pa
         before = lost.text()
         with store.catalog.transaction() as db:  # what a recovery does: its chunks are somewhere else by now
             db.execute('DELETE FROM chunk WHERE pack = ?', (row.pack,))
-        await Recovering(collecting)._others_whole()
+        await WholeAgain(collecting).unmark_whole()
         return before, file.exists(), lost.text()
 
     assert on(path, work) == ('1 pack is missing or too short', False, '')
