@@ -19,13 +19,18 @@ else:
     from backports import zstd
 
 
+def plainly(path: str, flags: int) -> int:
+    """A pipe in the place of a pack is not waited for, nor a link followed."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
 def whole(store: Path, db: sqlite3.Connection, id: bytes, length: int) -> bool:
     """Is there a good copy? A record: magic, kind, codec, 0, stored length, … (52 bytes), payload."""
     for table in ('chunk', 'quarantine', 'freed'):
         select = f'SELECT pack.name, offset FROM {table} JOIN pack USING (pack) WHERE id = ?'
         for name, offset in db.execute(select, (id,)):
             try:
-                with open(store / 'packs/data' / name.hex()[:2] / name.hex(), 'rb') as pack:
+                with open(store / 'packs/data' / name.hex()[:2] / name.hex(), 'rb', opener=plainly) as pack:
                     pack.seek(offset)
                     head = pack.read(52)
                     plain = pack.read(min(int.from_bytes(head[8:12], 'big'), 1 << 17))
@@ -40,7 +45,7 @@ def whole(store: Path, db: sqlite3.Connection, id: bytes, length: int) -> bool:
 
 def stop(kind: type, error: BaseException, trace: object) -> None:
     """One line: what cannot be opened is a wrong call, what makes no sense is no whole export or catalog."""
-    print(f'{" ".join(sys.argv[1:])}: {error!r}', file=sys.stderr, flush=True)
+    print(f'{" ".join(sys.argv[1:])}: {error!r:.300}', file=sys.stderr, flush=True)
     folder.cleanup()
     os._exit(2 if issubclass(kind, OSError) else 4)
 
