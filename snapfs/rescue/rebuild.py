@@ -43,6 +43,7 @@ from snapfs.store import schema
 from snapfs.store.backup import Backup
 from snapfs.store.catalog import Catalog
 from snapfs.store.durable import Disk
+from snapfs.store.mirror import read_copy
 from snapfs.store.packs import pack_path
 from snapfs.store.recovery import packs_on_disk
 
@@ -192,9 +193,14 @@ class Rebuild:
             try:
                 found = PackRecords(self._disk, fd, expected_header(self._uuid, name, kind))
                 entries = found.read()
-                broken = set()
+                broken, copied = set(), set()
                 for one in entries:
                     refs = self._whole(fd, kind, one)
+                    if refs is None and kind == RecordKind.NODE:
+                        # Readers take it from there as well; a recovery puts it back.
+                        refs = self._whole_copy(name, one)
+                        if refs is not None:
+                            copied.add(one.offset)
                     if refs is None:
                         broken.add(one.offset)
                     elif kind == RecordKind.NODE:
@@ -208,8 +214,9 @@ class Rebuild:
             if one.offset not in broken:
                 sizes = (one.offset, one.stored_length, one.plain_length, one.codec)
                 rows.append((one.id, number, *sizes, kind))
-        for offset in sorted({*found.bad, *broken}):
-            self._bad(f'{path.name} at offset {offset}')
+        for offset in sorted({*found.bad, *broken, *copied}):
+            whole = '; its second copy is whole' if offset in copied else ''
+            self._bad(f'{path.name} at offset {offset}{whole}')
         return found.end, len(entries), found.sealed
 
     def _better(self, catalog: Catalog, path: Path, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -241,9 +248,16 @@ class Rebuild:
                 return None
             if kind != RecordKind.NODE:
                 return b''
-            head, refs = peek_refs(decode_payload(header, data[HEADER_BYTES:]))
-            return bytes(refs) if head.level else b''
+            return _below(decode_payload(header, data[HEADER_BYTES:]))
         except (Corrupt, OSError):
+            return None
+
+    def _whole_copy(self, name: bytes, one: PackEntry) -> bytes | None:
+        """As `_whole`, of the second copy of a node."""
+        plain = read_copy(self._disk, self._store, name, one.offset, one.stored_length, one.id)
+        try:
+            return None if plain is None else _below(plain)
+        except Corrupt:
             return None
 
     def _know(self, pack: int, one: PackEntry, refs: bytes, freed: bool) -> None:
@@ -257,11 +271,20 @@ class Rebuild:
     def _node(self, id: bytes) -> Leaf | Branch:
         pack, offset = self._nodes.place(id)
         fd = self._disk.open_read(self._paths[pack])
+        stored = limits.STORED_BYTES_MAX
         try:
             header = decode_header(self._disk.pread(fd, HEADER_BYTES, offset))
-            return decode_node(
-                decode_payload(header, self._disk.pread(fd, header.stored_length, offset + HEADER_BYTES))
-            )
+            if header.id != id:
+                raise Corrupt(f'node {id.hex()}: another one is in its place')
+            stored = header.stored_length
+            payload = self._disk.pread(fd, stored, offset + HEADER_BYTES)
+            return decode_node(decode_payload(header, payload))
+        except Corrupt:
+            name = bytes.fromhex(self._paths[pack].name)
+            plain = read_copy(self._disk, self._store, name, offset, stored, id)
+            if plain is None:
+                raise
+            return decode_node(plain)
         finally:
             self._disk.close(fd)
 
@@ -434,6 +457,12 @@ class Rebuild:
             db.execute("UPDATE settings SET value = ? WHERE key = 'next_pack'", (packs,))
             db.execute("UPDATE settings SET value = 0 WHERE key = 'clean'")
         catalog.incident_add('collector', rebuilt_reason(*self._skipped), self._now_ns)
+
+
+def _below(plain: bytes | memoryview) -> bytes:
+    """Return the ids of the nodes below a node. Corrupt when it is none."""
+    head, refs = peek_refs(plain)
+    return bytes(refs) if head.level else b''
 
 
 def _newest(trees: list[Tree]) -> list[Tree]:

@@ -97,6 +97,25 @@ def test_from_packs_alone_every_tree_is_there(kept_image, store, tmp_path):
         assert tree in found, f'{name} is not there any more'
 
 
+@pytest.mark.parametrize('backup_too', [False, True])
+@pytest.mark.parametrize('damage', ['top-flip', 'branch-flip', 'leaf-flip'])
+def test_a_node_that_only_its_second_copy_has_is_taken_from_there(
+    kept_image, store, tmp_path, damage, backup_too
+):
+    """Trees that need it were none, and what stood only in them had no name any more."""
+    shutil.copytree(kept_image, tmp_path / 'other')
+    wanted = trees(tmp_path / 'other')
+    break_it(store, damage, seed=1)
+    lose(store)
+    if backup_too:
+        shutil.rmtree(store / 'backups')
+    told = rebuilt(store)
+    assert [one for one in told['bad'] if one.endswith('its second copy is whole')]
+    found = trees(store)
+    for name, tree in wanted.items():
+        assert tree in found.values() if backup_too else tree == found[name], name
+
+
 def test_the_collector_stands_still_until_somebody_has_looked(store):
     lose(store)
     rebuilt(store)
