@@ -147,7 +147,7 @@ class Scrubbing:
         # Where something was bad or found lost since, it may have been recovered, or the disk gives it again.
         text = 'SELECT slot, verified_ns FROM scrubbed WHERE bad = 0'
         seen = dict(self._engine.store.catalog.query(text))
-        for id in self._engine.store.chunks.unreadable:
+        for id in self._known_lost():
             seen.pop(_slot(id), None)
         stale = [slot for slot in slots if not now - age_ns < seen.get(slot, -1) <= now]
         return sorted(stale, key=lambda slot: seen.get(slot, -1))
@@ -191,10 +191,14 @@ class Scrubbing:
         await self._world.run_in_thread(self._record, found)
         return found, back, whole
 
+    def _known_lost(self) -> tuple[bytes, ...]:
+        # Taken at once: threads that read add to it, and a loop over it would end in their midst.
+        return tuple(self._engine.store.chunks.unreadable)
+
     async def _look_again(self, found: Scrubbed) -> int:
         """Take back what was said of losses in these slots that are none any more."""
         slots, bad = {one.slot for one in found.slots}, {one.id for one in found.bad}
-        known = [id for id in self._engine.store.chunks.unreadable if _slot(id) in slots and id not in bad]
+        known = [id for id in self._known_lost() if _slot(id) in slots and id not in bad]
         again = WholeAgain(self._collecting)
         whole = await again.look(known)
         if whole:
