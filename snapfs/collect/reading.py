@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
 from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.packs import pack_path
-from snapfs.store.readonly import still_catalog
+from snapfs.store.readonly import reading_uri, still_catalog
 from snapfs.store.rows import PackRow, pack_row
 
 TABLES = ('chunk', 'quarantine', 'freed')
@@ -70,10 +69,9 @@ class StoreReader:
         path = store / 'catalog.sqlite'
         # Where nothing can be written SQLite cannot make its index, and whoever asks has the store's lock.
         self._still = still_catalog(path) if self._disk.is_read_only(path) else None
-        options = f'{self._still.uri}?mode=ro{self._still.options}' if self._still else ''
-        options = options or f'file:{quote(str(path))}?mode=ro'
+        uri = reading_uri(path, self._still)
         try:
-            self._db = sqlite3.connect(options, uri=True, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
             self._db.execute('PRAGMA trusted_schema = OFF')
             self._db.execute('PRAGMA cell_size_check = ON')
             self._db.execute(f'PRAGMA cache_size = -{limits.CATALOG_CACHE_BYTES // limits.KIB}')

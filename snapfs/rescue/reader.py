@@ -12,7 +12,6 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from snapfs import limits
 from snapfs.errors import Corrupt
@@ -21,7 +20,7 @@ from snapfs.store import schema
 from snapfs.store.durable import Disk
 from snapfs.store.mirror import read_copy
 from snapfs.store.packs import pack_path
-from snapfs.store.readonly import copied_catalog, still_catalog
+from snapfs.store.readonly import copied_catalog, reading_uri, still_catalog
 
 TABLES = ('chunk', 'quarantine')
 _KINDS = frozenset(map(int, RecordKind))
@@ -58,10 +57,8 @@ class Reader:
         # Where there is an index, somebody may have the store open; then it is there to be read, too.
         still = still or (self._disk.is_read_only(path) and not Path(f'{path}-shm').exists())
         self._still = still_catalog(path) if still else copied_catalog(path)
-        options = f'{self._still.uri}?mode=ro{self._still.options}' if self._still else ''
-        options = options or f'file:{quote(str(path))}?mode=ro'
         try:
-            self._db = sqlite3.connect(options, uri=True, isolation_level=None)
+            self._db = sqlite3.connect(reading_uri(path, self._still), uri=True, isolation_level=None)
         except sqlite3.Error as error:
             # One that does not open is not proved to be damaged.
             closed = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN

@@ -26,7 +26,7 @@ from snapfs.store.durable import Disk
 from snapfs.store.journal import Journal
 from snapfs.store.migrate import OLDEST_VERSION
 from snapfs.store.missing import DIRECTORIES, missing_packs, way_out_of_hole
-from snapfs.store.readonly import still_catalog
+from snapfs.store.readonly import reading_uri, still_catalog
 from snapfs.store.rows import PackRow, hold_row, request_row, snapshot_row, volume_row
 
 LOGS = ('-wal', '-shm')
@@ -142,8 +142,7 @@ def _hole(disk: Disk, store: Path) -> tuple[str, str]:
 def _pack_rows(path: Path) -> list[PackRow]:
     still = still_catalog(path)
     try:
-        uri = f'{still.uri}?mode=ro{still.options}'
-        with closing(sqlite3.connect(uri, uri=True)) as db:
+        with closing(sqlite3.connect(reading_uri(path, still), uri=True)) as db:
             return [PackRow(*row) for row in db.execute(_PACKS)]
     finally:
         still.close()

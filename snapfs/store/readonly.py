@@ -57,6 +57,13 @@ class StillCatalog:
             self.folder.cleanup()
 
 
+def reading_uri(path: Path, still: StillCatalog | None) -> str:
+    """Return the address by which SQLite reads a catalog: one that nobody changes, or (None) as it stands."""
+    if still is None:
+        return f'file:{quote(str(path))}?mode=ro'
+    return f'{still.uri}?mode=ro{still.options}'
+
+
 def stop_writing(disk: Disk, path: Path) -> None:
     """Latch the disk of a store on which nothing can be written, or is to be. Nothing has failed: whoever
     wants to write hears `not now`."""
