@@ -186,8 +186,10 @@ def _log_to(request: MountRequest) -> None:
         logs.log_to_stderr()
     else:
         if request.log == request.store / DEFAULT_LOG and request.log.is_symlink():
+            from snapfs.store.missing import LINKED
+
             raise Invalid(
-                f'{request.log} is a symbolic link, and inside a store none is followed',
+                f'{request.log} {LINKED}',
                 advice='Remove it; or name what it leads to: -o log=FILE.',
             )
         logs.log_to_file(request.log)

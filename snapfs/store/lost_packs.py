@@ -6,20 +6,18 @@ what is gone: a pack that nothing needs any more is no loss. What nobody lets us
 from __future__ import annotations
 
 import logging
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from snapfs.errors import SnapfsError
 from snapfs.format.records import HEADER_BYTES
 from snapfs.store.catalog import Catalog
-from snapfs.store.packs import pack_path
+from snapfs.store.missing import missing_packs, size_of
 from snapfs.store.recovery import Recovered
 from snapfs.store.rows import PackRow
 
 log = logging.getLogger('snapfs.store')
 
-ANY = 1 << 62
 _AT_ONCE = 500
 _NEEDED = 'SELECT pack, max(offset + stored) FROM chunk WHERE pack IN ({marks}) GROUP BY pack'
 
@@ -29,7 +27,7 @@ class LostPacks:
     it made of the packs that were open; of an odd one the catalog counts only what was found."""
 
     def __init__(self, store: Path, catalog: Catalog, recovered: Mapping[bytes, Recovered]) -> None:
-        self._root = store / 'packs'
+        self._store = store
         self._catalog = catalog
         self._odd = {name for name, one in recovered.items() if one.oddity is not None}
         self._lost: list[tuple[PackRow, int]] = []  # and how many bytes it should have at least
@@ -39,8 +37,9 @@ class LostPacks:
         """Look at all packs. Never raises: what cannot be looked at is as it was."""
         try:
             rows = self._catalog.packs()
-            odd = {row.pack: row for row in rows if row.name in self._odd or self._size_of(row) < row.bytes}
-            self._lost = self._needed(odd)
+            seen = missing_packs(self._store, rows)
+            odd = [*seen.gone, *seen.short, *(row for row in rows if row.name in self._odd)]
+            self._lost = self._needed({row.pack: row for row in odd})
         except (SnapfsError, OSError) as error:
             log.warning('packs were not looked at: %s', error)
             return
@@ -53,24 +52,17 @@ class LostPacks:
             part = numbers[start : start + _AT_ONCE]
             text = _NEEDED.format(marks=','.join('?' * len(part)))
             for number, end in self._catalog.query(text, part):
-                if end + HEADER_BYTES > self._size_of(odd[number]):
+                if self._lacks(odd[number], end + HEADER_BYTES):
                     found.append((odd[number], end + HEADER_BYTES))
         return found
 
-    def _size_of(self, row: PackRow) -> int:
-        """Return the size of a pack: 0 when it is not there, without end when it may be there."""
-        if row.state == 'retired':
-            return ANY
-        try:
-            status = pack_path(self._root, row.kind, row.name).lstat()
-        except FileNotFoundError:
-            return 0
-        except OSError:
-            return ANY
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    def _lacks(self, row: PackRow, end: int) -> bool:
+        """Say whether a pack is seen to end before it should. A retired one is on its way out."""
+        size = size_of(self._store, row)
+        return row.state != 'retired' and size is not None and size < end
 
     def text(self) -> str:
         """Say how many there are; nothing when there is none. What has come back since is not counted."""
-        self._lost = [(row, end) for row, end in self._lost if self._size_of(row) < end]
+        self._lost = [(row, end) for row, end in self._lost if self._lacks(row, end)]
         count = '1 pack is' if len(self._lost) == 1 else f'{len(self._lost)} packs are'
         return f'{count} missing or too short' if self._lost else ''

@@ -18,6 +18,7 @@ from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
 from snapfs.store.catalog import Catalog
 from snapfs.store.durable import Buffer, Disk
+from snapfs.store.missing import LINKED
 from snapfs.store.packs import pack_path
 from snapfs.store.rows import PackRow
 
@@ -86,7 +87,7 @@ class Mirror:
 
     def _copy(self) -> int:
         if is_linked(self._store):
-            raise Corrupt(f'{self._store / FOLDER} is a symbolic link, and inside a store none is followed')
+            raise Corrupt(f'{self._store / FOLDER} {LINKED}')
         figures = self._disk.statvfs(self._store)
         if figures.f_bavail * figures.f_frsize < 2 * limits.FREE_BYTES_MIN:
             self._sweep()

@@ -12,6 +12,8 @@ from snapfs.errors import Corrupt
 from snapfs.store.packs import FOLDERS, pack_path
 from snapfs.store.rows import PackRow
 
+LINKED = 'is a symbolic link, and inside a store none is followed'
+GONE = -1
 DIRECTORIES = ('packs', 'batches', *(f'packs/{folder}' for folder in FOLDERS.values()))
 
 
@@ -21,7 +23,7 @@ def refuse_links(store: Path) -> None:
     for name in DIRECTORIES:
         if (store / name).is_symlink():
             raise Corrupt(
-                f'{store / name} is a symbolic link, and inside a store none is followed',
+                f'{store / name} {LINKED}',
                 advice='Nothing was changed. Put the directory itself there, or mount its disk there.',
             )
 
@@ -45,22 +47,30 @@ class Missing:
         return ', '.join(parts)
 
 
+def size_of(store: Path, row: PackRow) -> int | None:
+    """Return how many bytes a pack has: GONE when it is not there, 0 when something else is, None when nobody
+    lets us look."""
+    try:
+        status = pack_path(store / 'packs', row.kind, row.name).lstat()
+    except FileNotFoundError:
+        return GONE
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
 def missing_packs(store: Path, rows: Iterable[PackRow]) -> Missing:
     """Look for these packs, but for retired ones: those are on their way out."""
     gone, short, unseen = [], [], []
     for row in rows:
         if row.state == 'retired':
             continue
-        try:
-            status = pack_path(store / 'packs', row.kind, row.name).lstat()
-        except FileNotFoundError:
-            if row.bytes:
-                gone.append(row)
-            continue
-        except OSError:
+        size = size_of(store, row)
+        if size is None:
             unseen.append(row)
-            continue
-        if not stat.S_ISREG(status.st_mode) or status.st_size < row.bytes:
+        elif size == GONE and row.bytes:
+            gone.append(row)
+        elif GONE < size < row.bytes:
             short.append(row)
     return Missing(tuple(gone), tuple(short), tuple(unseen))
 
