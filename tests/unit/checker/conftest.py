@@ -7,15 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.image import make as make_image
-
 
 @pytest.fixture(scope='session')
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(cut_image: Path) -> Path:
     """A store with all there can be in it, also records in its journal. Never to be changed, nor opened."""
-    path = tmp_path_factory.mktemp('image') / 'store'
-    make_image(path)
-    return path
+    return cut_image
 
 
 @pytest.fixture

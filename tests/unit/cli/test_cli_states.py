@@ -12,23 +12,15 @@ import pytest
 from snapfs.cli.main import main
 from snapfs.collect.meta_packs import compare_packs
 from snapfs.errors import Corrupt, Refused, Unavailable
-from tests.images.image import make
 from tests.mutants.setting import small
 from tests.states.evidence import present
 from tests.states.making import STATES, _victims, flip, full
 from tools.breakit import break_it
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('whole') / 'store'
-    make(path)
-    return path
-
-
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / 'store')
+def store(cut_store: Path) -> Path:
+    return cut_store
 
 
 @pytest.fixture
