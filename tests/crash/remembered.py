@@ -246,10 +246,10 @@ def remembering() -> Iterator[Remembered]:
     mine = Remembered()
     checker.look = mine.look  # type: ignore[attr-defined]
 
-    def check_catalog(catalog: Catalog, *, closer: bool, in_place: bool = False) -> None:
+    def remembered_check(catalog: Catalog, *, closer: bool, in_place: bool = False) -> None:
         mine.check_catalog(catalog, closer)  # its store is a copy in memory
 
-    Catalog.check = check_catalog  # type: ignore[method-assign]
+    Catalog.check = remembered_check  # type: ignore[method-assign]
     Evidence.check = lambda evidence: mine.check_evidence(evidence)  # type: ignore[method-assign]
     Store.connect = lambda store: mine.connect(store)  # type: ignore[method-assign]
     Store.close = lambda store: mine.close(store)  # type: ignore[method-assign]

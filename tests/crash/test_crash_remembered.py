@@ -14,6 +14,11 @@ from tests.crash.enumerate import place, small
 from tests.crash.remembered import remembering
 from tests.crash.word_run import make_base
 from tests.support.fsck import report_of
+from tools.checker import check as checker
+from tools.checker import packs
+from tools.checker.catalog import Catalog
+from tools.checker.evidence import Evidence
+from tools.checker.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +59,22 @@ def put(path: Path, data: bytes | None) -> None:
         path.unlink(missing_ok=True)
     else:
         path.write_bytes(data)
+
+
+def test_nothing_of_it_stays() -> None:
+    """Whatever is tested after it in this process is tested without it."""
+    places = [
+        (checker, 'look'),
+        (Catalog, 'check'),
+        (Evidence, 'check'),
+        (Store, 'connect'),
+        (Store, 'close'),
+    ]
+    before = [getattr(place, name) for place, name in places] + [packs.Nodes]
+    with remembering():
+        inside = [getattr(place, name) for place, name in places] + [packs.Nodes]
+    assert not any(one is other for one, other in zip(before, inside, strict=True))
+    assert [getattr(place, name) for place, name in places] + [packs.Nodes] == before
 
 
 @pytest.mark.slow
