@@ -32,8 +32,9 @@ def rebuild_command(
 ) -> None:
     """Make a new catalog for a store that has lost its own; or put back its superblock, or its journal.
 
-    Chunks come from the packs themselves, names from the newest backup; whole trees that nobody names any
-    more become snapshots of a volume `recovered`. Nothing in the store is changed: the old catalog stays.
+    Chunks come from the packs themselves; names from the catalog, if other parts of it are damaged, else from
+    the newest backup; whole trees that nobody names any more become snapshots of a volume `recovered`.
+    Nothing in the store is changed: the old catalog stays.
     NEW-CATALOG is a new file: with --install one in the store, else one outside of it.
     The store must not be mounted. Afterwards the collector stands still until you have looked: snapfs
     incident list.
@@ -85,11 +86,10 @@ def _backups(store: Path) -> Any:
 def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_up: bool = False) -> Any:
     from dataclasses import asdict
 
-    from snapfs.rescue import rebuild, small_parts
+    from snapfs.rescue import small_parts
     from snapfs.rescue.rebuild_install import catalog_is_whole
     from snapfs.rescue.rebuild_install import install as install_new
-    from snapfs.rescue.rebuild_target import check_room, checked_target
-    from snapfs.store import backup as backups
+    from snapfs.rescue.rebuild_target import checked_target
     from snapfs.store.durable import Disk
     from snapfs.store.lock import StoreLock
     from snapfs.store.missing import refuse_links
@@ -109,21 +109,43 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_
         if catalog_is_whole(disk, store):
             return _small(disk, store, found, install, give_up)
         target = checked_target(disk, store, target, install)
-        if backup is None:
-            chosen = rebuild.newest_backup(disk, store, uuid)
-        else:
-            path = Path(backup)
-            if not path.is_file():
-                raise Invalid(f'there is no backup {backup}')
-            chosen = backups.decode(path, disk.read_file(path, 1 << 30), uuid)
-        check_room(disk, target, chosen)
-        result = rebuild.Rebuild(disk, store, uuid, target, world.time_ns()).run(chosen, _progress)
+        result = _made(disk, store, uuid, target, backup, world.time_ns())
         if install:
             result.kept = small_parts.restore_superblock(disk, store) if found.problem else []
             result.kept += install_new(disk, store, target, uuid, result.replay)
         return {**asdict(result), 'read_only': disk.is_read_only(store)}
     finally:
         lock.release()
+
+
+def _made(disk: Any, store: Path, uuid: bytes, target: Path, backup: str | None, now_ns: int) -> Any:
+    """Make the new catalog: with the names of the backup that was asked for, or those of the damaged catalog
+    if they prove themselves, or those of the newest backup."""
+    from snapfs.rescue import rebuild_names
+    from snapfs.rescue.rebuild import Rebuild
+    from snapfs.rescue.rebuild_target import check_room
+    from snapfs.store import backup as backups
+
+    kept, doubt = None, ''
+    if backup is None:
+        kept = backups.newest(disk, store, uuid)
+        try:
+            read = rebuild_names.names_in_catalog(disk, store, uuid, now_ns, kept)
+            if read is not None:
+                check_room(disk, target, read)
+                trees = rebuild_names.trees_to_prove(read, kept)
+                return Rebuild(disk, store, uuid, target, now_ns).run(read, _progress, trees)
+        except rebuild_names.Unproved as error:
+            doubt = str(error)
+    else:
+        path = Path(backup)
+        if not path.is_file():
+            raise Invalid(f'there is no backup {backup}')
+        kept = backups.decode(path, disk.read_file(path, 1 << 30), uuid)
+    check_room(disk, target, kept)
+    result = Rebuild(disk, store, uuid, target, now_ns).run(kept, _progress)
+    result.doubt = doubt
+    return result
 
 
 def _small(disk: Any, store: Path, found: Any, install: bool, give_up: bool) -> Any:
@@ -175,6 +197,8 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
         if found['backup']
         else 'no backup'
     )
+    if found['doubt']:
+        output.say(f'names are not taken from the damaged catalog: {found["doubt"]}')
     output.say(f'{found["packs"]} packs, {found["chunks"]} chunks; {names}')
     output.say(f'{found["volumes"]} volumes and {found["snapshots"]} snapshots by name')
     if found['backup'] and not found['replay']:

@@ -17,7 +17,6 @@ could destroy what is there (P5 cannot be kept any more)."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,14 +33,14 @@ from snapfs.format.rebuilt import rebuilt_reason
 from snapfs.format.receipts import RECEIPT_HEADER_BYTES, decode_receipt_header, decode_receipt_rows
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 from snapfs.rescue.rebuild_journal import look
+from snapfs.rescue.rebuild_names import Unproved, ended_batch
 from snapfs.rescue.rebuild_nodes import Nodes
 from snapfs.rescue.rebuild_numbers import next_numbers
 from snapfs.rescue.rebuild_packs import PackRecords, expected_header
 from snapfs.rescue.rebuild_sums import Sums
-from snapfs.store import backup as backups
-from snapfs.store import schema
 from snapfs.store.backup import Backup
 from snapfs.store.catalog import Catalog
+from snapfs.store.cells import columns_of
 from snapfs.store.durable import Disk
 from snapfs.store.mirror import read_copy
 from snapfs.store.packs import pack_path
@@ -76,7 +75,8 @@ class Rebuilt:
     freed: int = 0
     bad: list[str] = field(default_factory=list)
     bad_count: int = 0  # REBUILD_BAD_MAX of them are named in `bad`
-    backup: str | None = None
+    backup: str | None = None  # file name of the source of names: of a backup, or the catalog
+    doubt: str = ''  # why the names of a damaged catalog were not taken
     backup_epoch: int | None = None
     volumes: int = 0
     snapshots: int = 0
@@ -104,23 +104,33 @@ class Rebuild:
         self._skipped = 0, 0  # the first and the last number of a view that the catalog passes over
         self.result = Rebuilt()
 
-    def run(self, chosen: Backup | None, progress: Progress = lambda what, done, known: None) -> Rebuilt:
-        """Make the catalog. Invalid when the target is there. A failure removes what was begun."""
+    def run(
+        self,
+        chosen: Backup | None,
+        progress: Progress = lambda what, done, known: None,
+        prove: Iterable[tuple[str, list[Any]]] = (),
+    ) -> Rebuilt:
+        """Make the catalog. Invalid when the target is there; Unproved when one of `prove`, trees that the
+        chosen rows name (what; root, items, references, next inode number), is not what the row says. A
+        failure removes what was begun."""
         if self._target.exists():
             raise Invalid(f'{self._target} is there already')
         packs_on_disk(self._disk, self._store / 'packs', every=True)  # before the long work
         self._nodes = Nodes(self._target.parent)
         try:
-            return self._run(chosen, progress)
+            return self._run(chosen, progress, prove)
         finally:
             self._nodes.close()
 
-    def _run(self, chosen: Backup | None, progress: Progress) -> Rebuilt:
+    def _run(
+        self, chosen: Backup | None, progress: Progress, prove: Iterable[tuple[str, list[Any]]]
+    ) -> Rebuilt:
         catalog = Catalog.create(self._disk, self._target)
         try:
             self._receipts(chosen)
             self._ends = {row[1]: row[4] for row in chosen.tables['pack']} if chosen is not None else {}
             self._packs(catalog, progress)
+            self._prove(prove)
             known = self._names(catalog, chosen)
             self._numbers(catalog)
             self._trees(catalog, known, progress)
@@ -289,6 +299,21 @@ class Rebuild:
             self._disk.close(fd)
 
     # --- names -------------------------------------------------------------------------------------------
+    def _prove(self, trees: Iterable[tuple[str, list[Any]]]) -> None:
+        for what, (root, items, refs, next_ino) in trees:
+            if root is None:
+                continue
+            try:
+                node = top = self._node(root)
+                while isinstance(node, Branch):
+                    node = self._node(node.children[-1])
+            except (KeyError, Corrupt, OSError) as error:
+                raise Unproved(f'{what}: its tree cannot be read') from error
+            if (top.items_below, top.refs_below) != (items, refs):
+                raise Unproved(f'{what} does not count what its tree counts')
+            if int.from_bytes(node.keys[-1][:8], 'big') >= next_ino:
+                raise Unproved(f'{what} would give out inode numbers twice')
+
     def _names(self, catalog: Catalog, chosen: Backup | None) -> set[bytes]:
         """Take the rows of the backup; return the roots that they name."""
         if chosen is None:
@@ -297,7 +322,7 @@ class Rebuild:
         tables = {name: [tuple(row) for row in rows] for name, rows in chosen.tables.items()}
         # What was on its way has come back; what was freed stays freed; whatever could be taken back still
         # can.
-        tables['batch'] = [_ended(row, self._now_ns) for row in tables['batch']]
+        tables['batch'] = [ended_batch(row, self._now_ns) for row in tables['batch']]
         freed = {row[0] for row in tables['batch'] if row[1] == 'FREED'}
         tables['request'] = [
             (*row[:18], None, *row[19:])
@@ -318,7 +343,7 @@ class Rebuild:
         ]
         with catalog.transaction() as db:
             for name in order:
-                marks = ','.join('?' * len(schema_columns(name)))
+                marks = ','.join('?' * len(columns_of(name)))
                 db.executemany(f'INSERT INTO {name} VALUES ({marks})', tables[name])
             for key, value in tables['settings']:
                 if key not in ('clean', 'next_pack'):
@@ -467,29 +492,3 @@ def _below(plain: bytes | memoryview) -> bytes:
 
 def _newest(trees: list[Tree]) -> list[Tree]:
     return sorted(trees, key=lambda tree: tree.mtime_ns, reverse=True)[: limits.REBUILD_TREES_MAX]
-
-
-def newest_backup(disk: Disk, store: Path, uuid: bytes) -> Backup | None:
-    """Return the newest backup that is whole, or None."""
-    return backups.newest(disk, store, uuid)
-
-
-def schema_columns(table: str) -> list[str]:
-    """Return the columns of a table, by its text."""
-    db = sqlite3.connect(':memory:')
-    try:
-        for text in schema.TABLES.values():
-            db.execute(text)
-        return [row[0] for row in db.execute(f'SELECT name FROM pragma_table_xinfo({table!r})')]
-    finally:
-        db.close()
-
-
-def _ended(row: tuple[Any, ...], now_ns: int) -> tuple[Any, ...]:
-    """Return the row of a batch that does not move any more."""
-    values = list(row)
-    if values[1] in ('PLANNED', 'QUARANTINED'):
-        values[1], values[16], values[17] = 'RESTORED', now_ns, 'the catalog was rebuilt'
-    elif values[1] == 'CONFIRMED':
-        values[1], values[15], values[16] = 'FREED', values[5], now_ns
-    return tuple(values)

@@ -164,15 +164,22 @@ def _is_whole(path: Path) -> bool:
         return bool(db.execute('PRAGMA integrity_check(1)').fetchone() == ('ok',))
 
 
-def _is_ours(db: sqlite3.Connection) -> bool:
-    """Return whether a store would open with this catalog: its tables, its settings, the rows of names.
-    Refused when a newer program has made it."""
+def schema_of(db: sqlite3.Connection) -> tuple[int, int, bool]:
+    """Return application id and version of a catalog, and whether it has the tables of this version, and no
+    others. sqlite3.Error."""
     version = db.execute('PRAGMA user_version').fetchone()[0]
     application = db.execute('PRAGMA application_id').fetchone()[0]
     found = dict(db.execute('SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL'))
     same = {name: (text or '').strip() for name, text in found.items()} == {
         name: text.strip() for name, text in schema.TABLES.items()
     }
+    return application, version, same
+
+
+def _is_ours(db: sqlite3.Connection) -> bool:
+    """Return whether a store would open with this catalog: its tables, its settings, the rows of names.
+    Refused when a newer program has made it."""
+    application, version, same = schema_of(db)
     if application == schema.APPLICATION_ID and version > schema.SCHEMA_VERSION and not same:
         raise Refused(errno.EPERM, f'the catalog is one of version {version}, which a newer program has made')
     if application == schema.APPLICATION_ID and OLDEST_VERSION <= version < schema.SCHEMA_VERSION:

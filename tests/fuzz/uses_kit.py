@@ -24,6 +24,7 @@ from snapfs.rescue.scrub_values import ScrubSpec, slots_of
 from snapfs.rescue.survey import survey
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish
+from snapfs.store import backup
 from snapfs.store.durable import Disk
 from snapfs.volume.engine import Engine
 from snapfs.volume.view import View
@@ -157,7 +158,7 @@ def replay(path: Path) -> None:
 def anew(path: Path) -> None:
     """Make the catalog anew, from the newest backup that is whole."""
     disk, uuid = Disk(), decode_superblock((path / 'superblock').read_bytes()).uuid
-    chosen = rebuild.newest_backup(disk, path, uuid)
+    chosen = backup.newest(disk, path, uuid)
     rebuild.Rebuild(disk, path, uuid, path / 'new.sqlite', NOW).run(chosen)
 
 
