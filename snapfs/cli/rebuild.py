@@ -111,7 +111,7 @@ def _rebuild(store: Path, target: Path, backup: str | None, install: bool, give_
         target = checked_target(disk, store, target, install)
         result = _made(disk, store, uuid, target, backup, world.time_ns())
         if install:
-            result.kept = small_parts.restore_superblock(disk, store) if found.problem else []
+            result.kept = small_parts.restore_superblock(disk, store, found.block) if found.problem else []
             result.kept += install_new(disk, store, target, uuid, result.replay)
         return {**asdict(result), 'read_only': disk.is_read_only(store)}
     finally:
@@ -166,7 +166,7 @@ def _small(disk: Any, store: Path, found: Any, install: bool, give_up: bool) -> 
         )
     told = {'small': True, 'superblock': found.problem, 'journal': problem, 'records': 0, 'kept': []}
     if install and found.problem:
-        told['kept'] += small_parts.restore_superblock(disk, store)
+        told['kept'] += small_parts.restore_superblock(disk, store, found.block)
     if install and problem:
         mended = small_parts.mend_journal(disk, store, uuid, position)
         told['records'] = mended.records

@@ -4,10 +4,10 @@ Blocking; the caller owns the store.
 Nothing is changed in place, and nothing is thrown away: what is damaged stays as superblock.lost-N and
 journal.lost-N.
 
-*Superblock*: its copy (store/backup.py) is put in its place, when the store's packs or journal say that it
-is theirs. *Journal*: records from the last commit up to the first that is damaged or missing are a moment of
-the store's history, and are kept; what follows has a gap before it, and cannot be brought in. This gives up
-what `fsync` had promised, so it is done only when it was asked for."""
+*Superblock*: one of its copies (store/backup.py) is put in its place, when the store's packs or journal say
+that it is theirs. *Journal*: records from the last commit up to the first that is damaged or missing are a
+moment of the store's history, and are kept; what follows has a gap before it, and cannot be brought in. This
+gives up what `fsync` had promised, so it is done only when it was asked for."""
 
 from __future__ import annotations
 
@@ -34,9 +34,15 @@ from snapfs.format.journal import (
     find_frames,
 )
 from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
-from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, is_newer_superblock
+from snapfs.format.superblock import (
+    SUPERBLOCK_BYTES,
+    Superblock,
+    decode_superblock,
+    encode_superblock,
+    is_newer_superblock,
+)
 from snapfs.rescue.rebuild_install import free_name
-from snapfs.store.backup import SUPERBLOCK, superblock_copy
+from snapfs.store.backup import SUPERBLOCK, superblock_copies
 from snapfs.store.durable import Disk
 from snapfs.store.journal import FILES, Journal
 from snapfs.store.recovery import packs_on_disk
@@ -60,13 +66,14 @@ def find_superblock(disk: Disk, store: Path) -> Found:
         data = disk.read_file(store / SUPERBLOCK, SUPERBLOCK_BYTES)
         return Found(decode_superblock(data), '')
     except (FileNotFoundError, Corrupt) as error:
-        copy = superblock_copy(disk, store)
-        if copy is None or is_newer_superblock(data):
+        copies = list(superblock_copies(disk, store))
+        if not copies or is_newer_superblock(data):
             raise
-        block = decode_superblock(copy)
         owner = _owner(disk, store)
-        if owner not in (None, block.uuid):
-            raise Corrupt(f'the copy of the superblock is that of store {block.uuid.hex()}') from error
+        block = next((one for one in copies if owner in (None, one.uuid)), None)
+        if block is None:
+            uuid = copies[0].uuid.hex()
+            raise Corrupt(f'the copy of the superblock is that of store {uuid}') from error
         return Found(block, 'it is missing' if isinstance(error, FileNotFoundError) else str(error))
 
 
@@ -95,16 +102,15 @@ def _beginning(disk: Disk, path: Path, size: int) -> bytes:
         disk.close(fd)
 
 
-def restore_superblock(disk: Disk, store: Path) -> list[str]:
-    """Put the copy in the place of a superblock that is damaged or gone; return what is kept of that."""
-    copy = superblock_copy(disk, store)
-    assert copy is not None, 'find_superblock comes first'
+def restore_superblock(disk: Disk, store: Path, block: Superblock) -> list[str]:
+    """Put a superblock, as `find_superblock` found it, in the place of one that is damaged or gone; return
+    what is kept of that."""
     kept = []
     if disk.exists(store / SUPERBLOCK):
         kept.append(free_name(disk, store, 'superblock.lost-', ['']))
         disk.rename(store / SUPERBLOCK, store / kept[0])
         disk.sync_directory(store)
-    disk.write_file(store / SUPERBLOCK, copy)
+    disk.write_file(store / SUPERBLOCK, encode_superblock(block))
     return kept
 
 

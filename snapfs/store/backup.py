@@ -7,7 +7,8 @@ STORE/backups/EPOCH-TIME.json is one JSON object, keys sorted, no spaces, and a 
 is made anew keeps all of that. The rows are read in one transaction, so roots, position in the journal, epoch
 and the ends of packs fit each other.
 
-STORE/backups/superblock is a copy of the superblock, the same bytes.
+STORE/backups/superblock and STORE/mirror/superblock are copies of the superblock, the same bytes: whoever
+loses one directory has the other.
 
 A backup is written when these rows have changed: a few seconds after a volume or a snapshot was made, renamed
 or asked to go, since nothing else can give a name back; else once a minute at most; and at a clean close. It
@@ -26,7 +27,7 @@ from typing import Any
 from snapfs import limits
 from snapfs.errors import Corrupt, SnapfsError
 from snapfs.format.ids import data_id
-from snapfs.format.superblock import SUPERBLOCK_BYTES, decode_superblock
+from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock
 from snapfs.store import schema
 from snapfs.store.catalog import Catalog
 from snapfs.store.cells import columns_of
@@ -37,6 +38,7 @@ log = logging.getLogger('snapfs.store')
 VERSION = 1
 FOLDER = 'backups'
 SUPERBLOCK = 'superblock'
+COPIES = (FOLDER, 'mirror')  # where copies of it are
 # The index comes back from packs. Quarantine, freed and lists of what was asked to go only say what may go.
 LEFT_OUT = frozenset({'chunk', 'quarantine', 'freed', 'request_part', 'damage', 'scrubbed', 'audit_head'})
 TABLES = tuple(name for name in schema.TABLES if name not in LEFT_OUT)
@@ -110,26 +112,30 @@ class Backups:
 
 
 def keep_superblock(disk: Disk, store: Path) -> None:
-    """See that there is a copy of the superblock. Corrupt, nothing written, when that is not whole."""
+    """See that there are copies of the superblock. Corrupt, nothing written, when that is not whole."""
     data = disk.read_file(store / SUPERBLOCK, SUPERBLOCK_BYTES)
     decode_superblock(data)
-    folder = store / FOLDER
-    if disk.mkdir(folder):
-        disk.sync_directory(store)
-    if not disk.exists(folder / SUPERBLOCK) or (
-        disk.read_file(folder / SUPERBLOCK, SUPERBLOCK_BYTES + 1) != data
-    ):
-        disk.write_file(folder / SUPERBLOCK, data)
+    for name in COPIES:
+        if disk.mkdir(store / name):
+            disk.sync_directory(store)
+        if not _holds(disk, store / name / SUPERBLOCK, data):
+            disk.write_file(store / name / SUPERBLOCK, data)
 
 
-def superblock_copy(disk: Disk, store: Path) -> bytes | None:
-    """Return the copy of the superblock, if there is one that is whole."""
+def _holds(disk: Disk, path: Path, data: bytes) -> bool:
     try:
-        data = disk.read_file(store / FOLDER / SUPERBLOCK, SUPERBLOCK_BYTES + 1)
-        decode_superblock(data)
-    except (OSError, Corrupt):
-        return None
-    return data
+        return disk.exists(path) and disk.read_file(path, len(data)) == data
+    except Corrupt:  # it is longer, or the disk has lost it: it is written anew
+        return False
+
+
+def superblock_copies(disk: Disk, store: Path) -> Iterator[Superblock]:
+    """Yield the copies of the superblock that are whole."""
+    for name in COPIES:
+        try:
+            yield decode_superblock(disk.read_file(store / name / SUPERBLOCK, SUPERBLOCK_BYTES + 1))
+        except (OSError, Corrupt):
+            continue
 
 
 def _state(tables: dict[str, list[list[Any]]]) -> bytes:

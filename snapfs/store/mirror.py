@@ -166,6 +166,8 @@ class Mirror:
             return
         known = {row.name for row in self._catalog.packs()}
         for short in self._disk.listdir(root):
+            if len(short) != 2:
+                continue  # the copy of the superblock
             for text in self._disk.listdir(root / short):
                 try:
                     name = bytes.fromhex(text)

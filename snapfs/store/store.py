@@ -22,7 +22,7 @@ from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
 from snapfs.store import damage, readonly
 from snapfs.store.audit import AuditLog
-from snapfs.store.backup import FOLDER, Backups, keep_superblock, superblock_copy
+from snapfs.store.backup import Backups, keep_superblock, superblock_copies
 from snapfs.store.catalog import Catalog, Commit
 from snapfs.store.chunks import ChunkStore
 from snapfs.store.durable import Disk
@@ -445,11 +445,11 @@ def _superblock(disk: Disk, path: Path) -> Superblock:
     try:
         return decode_superblock(disk.read_file(path / 'superblock', SUPERBLOCK_BYTES))
     except FileNotFoundError:
-        if superblock_copy(disk, path) is None:
+        if not any(superblock_copies(disk, path)):
             raise Invalid(f'{path} is not a snapfs store') from None
         raise Corrupt(f'{path / "superblock"} is missing', advice=_copy_is_there(path)) from None
     except Corrupt as error:
-        if superblock_copy(disk, path) is None:
+        if not any(superblock_copies(disk, path)):
             raise
         raise Corrupt(str(error), advice=_copy_is_there(path)) from error
 
@@ -465,7 +465,7 @@ def _audit_problem(path: Path, error: Exception) -> str:
 
 def _copy_is_there(store: Path) -> str:
     return (
-        f'A copy is in {store / FOLDER}. Put it in place: snapfs rebuild {store} '
+        f'The store has a copy of it. Put that in place: snapfs rebuild {store} '
         f'{store / "catalog.new"} --install.'
     )
 

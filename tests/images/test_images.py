@@ -35,7 +35,9 @@ EXPECTED = {
     'superblock-flip': Seen({'superblock-bad': 1}, SAME, None, 0),
     'superblock-version': Seen({'superblock-bad': 1}, SAME, None, 0),
     'superblock-gone': Seen({'superblock-bad': 1}, SAME, None, 0),
+    'superblock-backups': Seen({'superblock-bad': 1}, SAME, None, 0),
     'superblock-copy': Seen({'superblock-copy': 1}, SAME, None, 0),
+    'superblock-mirror': Seen({'superblock-copy': 1}, SAME, None, 0),
     'lock-garbage': Seen({}, SAME, None, 0),
     'stray-file': Seen({'entry-unknown': 1}, SAME, None, 0),
     'stray-pack': Seen({'pack-unknown': 1}, SAME, None, 0),
@@ -256,7 +258,8 @@ def test_exactly_this_is_found(whole, tmp_path, name):
     assert (files[0] if files else None, len(files)) == (expected.file, expected.files)
     damaged = any(one.severity == 'damage' for one in full.findings)
     assert damaged is (
-        name not in HARMLESS and name not in {'damage-row', 'catalog-stale', 'superblock-copy'}
+        name not in HARMLESS
+        and name not in {'damage-row', 'catalog-stale', 'superblock-copy', 'superblock-mirror'}
     )
 
 

@@ -132,6 +132,18 @@ def _(p: Patient) -> None:
     p.gone(p.path / 'superblock')
 
 
+@kind('superblock-backups', 'the superblock is gone, and so are all backups')
+def _(p: Patient) -> None:
+    p.gone(p.path / 'superblock')
+    for one in sorted((p.path / 'backups').iterdir()):
+        p.gone(one)
+
+
+@kind('superblock-mirror', 'one bit in the second copy of the superblock')
+def _(p: Patient) -> None:
+    p.flip(p.path / 'mirror' / 'superblock', 30, 3)
+
+
 @kind('superblock-copy', 'one bit in the copy of the superblock')
 def _(p: Patient) -> None:
     p.flip(p.path / 'backups' / 'superblock', 30, 3)

@@ -37,7 +37,7 @@ from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
 from tools.checker.spill import ASKED as ASKED_ROWS
 from tools.checker.spill import Spill, parts_for, text_of, words, words_of
-from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
+from tools.checker.store import COPIES, FOLDERS, Pack, Store, is_ours, read_at
 from tools.checker.sums import Sums
 from tools.checker.telling import Telling
 from tools.checker.trust import ODD, LookCloser, Moved, Trust
@@ -137,8 +137,9 @@ class _Check:
             return
         if store.superblock_problem:
             report.add('superblock-bad', 'superblock', f'{store.superblock_problem}; its copy is whole')
-        if problem := store.copy_problem():
-            report.add('superblock-copy', 'backups/superblock', problem)
+        for folder in COPIES:
+            if problem := store.copy_problem(folder):
+                report.add('superblock-copy', f'{folder}/superblock', problem)
         for code, name in store.links():
             report.add(code, name, 'is a symbolic link')
         report.progress('catalog', 0, 0)

@@ -32,6 +32,7 @@ from snapfs.format.superblock import (
 )
 
 FOLDERS = {1: 'data', 2: 'meta'}
+COPIES = ('backups', 'mirror')  # of the superblock
 COPY_BYTES = limits.MIB
 COPY_IN_KERNEL_BYTES = limits.GIB  # then Ctrl-C has its turn
 MARKS = ('catalog.sqlite', 'catalog.sqlite-wal', 'journal/0', 'journal/1', 'lock')
@@ -147,22 +148,24 @@ class Store:
             self.superblock, self.superblock_problem = copy, why or ''
 
     def _superblock_copy(self) -> Superblock | None:
-        try:
-            return decode_superblock(self.read('backups', 'superblock', bytes_max=SUPERBLOCK_BYTES))
-        except (OSError, Corrupt):
-            return None
+        for folder in COPIES:
+            try:
+                return decode_superblock(self.read(folder, 'superblock', bytes_max=SUPERBLOCK_BYTES))
+            except (OSError, Corrupt):
+                continue
+        return None
 
     def links(self) -> list[tuple[str, str]]:
         """Return the directories that are symbolic links, which nobody follows, with the code of each."""
         found = [(name, needed) for name, needed in LINKS.items() if (self.path / name).is_symlink()]
         return [('entry-link' if needed else 'entry-odd', name) for name, needed in found]
 
-    def copy_problem(self) -> str:
-        """Say what is wrong with the copy of the superblock; nothing when it is the same or not there."""
+    def copy_problem(self, folder: str) -> str:
+        """Say what is wrong with a copy of the superblock; nothing when it is the same or not there."""
         if self.superblock_problem:
             return ''
         try:
-            copy = decode_superblock(self.read('backups', 'superblock', bytes_max=SUPERBLOCK_BYTES))
+            copy = decode_superblock(self.read(folder, 'superblock', bytes_max=SUPERBLOCK_BYTES))
         except FileNotFoundError:
             return ''
         except OSError as error:

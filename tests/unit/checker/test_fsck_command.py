@@ -52,7 +52,8 @@ def test_a_directory_that_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_store_without_superblock_is_damaged(store: Path) -> None:
     (store / 'superblock').unlink()
     assert fsck.main([str(store)]) == 4, 'its copy is there, and the rest was checked'
-    (store / 'backups' / 'superblock').unlink()
+    for folder in ('backups', 'mirror'):
+        (store / folder / 'superblock').unlink()
     assert fsck.main([str(store)]) == 12
 
 

@@ -23,6 +23,7 @@ from snapfs.format.journal import (
 from snapfs.format.superblock import decode_superblock, encode_superblock
 from snapfs.rescue import small_parts
 from snapfs.service.collecting import Collecting
+from snapfs.store.backup import COPIES
 from snapfs.store.durable import Disk
 from snapfs.store.store import Store
 from tests.mutants.setting import StepWorld, content, small
@@ -84,12 +85,34 @@ def test_the_copy_of_another_store_is_not_taken(store, tmp_path):
         world._random.seed('another store')
         Store.create(other, Disk(), world).close(clean=True)
     uuid = decode_superblock((other / 'superblock').read_bytes()).uuid
-    shutil.copyfile(other / 'superblock', store / 'backups' / 'superblock')
+    for folder in COPIES:
+        shutil.copyfile(other / 'superblock', store / folder / 'superblock')
     (store / 'superblock').unlink()
     before = files(store)
     with pytest.raises(Corrupt, match=f'that of store {uuid.hex()}'):
         rebuilt(store)
     assert files(store) == before
+
+
+@pytest.mark.parametrize('folder', COPIES)
+@pytest.mark.parametrize('how', ['gone', 'nonsense', 'of another store'])
+def test_one_copy_is_enough(store, tmp_path, folder, how):
+    """With all backups gone, or all second copies, there is a way back."""
+    wanted = (store / 'superblock').read_bytes()
+    copy = store / folder / 'superblock'
+    if how == 'gone':
+        shutil.rmtree(store / folder)
+    elif how == 'nonsense':
+        copy.write_bytes(b'nonsense')
+    else:
+        block = decode_superblock(wanted)
+        copy.write_bytes(encode_superblock(type(block)(b'o' * 16, block.created_ns, block.name_key)))
+    (store / 'superblock').unlink()
+    with pytest.raises(Corrupt, match='is missing') as caught:
+        on(store, lambda collecting: None)
+    assert f'snapfs rebuild {store} {store}/catalog.new --install' in caught.value.line()
+    assert rebuilt(store)['superblock'] == 'it is missing'
+    assert (store / 'superblock').read_bytes() == wanted
 
 
 def test_what_a_newer_program_wrote_is_no_damage(store, monkeypatch):
@@ -107,7 +130,8 @@ def test_what_a_newer_program_wrote_is_no_damage(store, monkeypatch):
 
 def test_without_a_copy_it_says_what_is_wrong(store):
     break_it(store, 'superblock-flip', seed=1)
-    (store / 'backups' / 'superblock').unlink()
+    for folder in COPIES:
+        (store / folder / 'superblock').unlink()
     with pytest.raises(Corrupt, match='wrong CRC'):
         rebuilt(store)
     (store / 'superblock').unlink()
@@ -115,10 +139,11 @@ def test_without_a_copy_it_says_what_is_wrong(store):
         rebuilt(store)
 
 
-def test_a_copy_that_is_gone_or_damaged_is_made_again(store):
+@pytest.mark.parametrize('folder', COPIES)
+def test_a_copy_that_is_gone_or_damaged_is_made_again(store, folder):
     wanted = (store / 'superblock').read_bytes()
-    copy = store / 'backups' / 'superblock'
-    for damage in (copy.unlink, lambda: copy.write_bytes(b'nonsense')):
+    copy = store / folder / 'superblock'
+    for damage in (copy.unlink, lambda: copy.write_bytes(b'nonsense'), lambda: copy.write_bytes(bytes(81))):
         damage()
 
         async def write(collecting: Collecting) -> None:
