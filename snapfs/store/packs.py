@@ -355,7 +355,10 @@ class Window:
         """Return up to `count` bytes at `offset`, fewer only at the end. Corrupt on an I/O error."""
         if not self._start <= offset or offset + count > self._start + len(self._data):
             size = min(max(count, limits.SCAN_WINDOW_BYTES), self._end - offset)
-            self._data = memoryview(self._disk.pread(self._fd, size, offset) if size > 0 else b'')
+            try:
+                self._data = memoryview(self._disk.pread(self._fd, size, offset) if size > 0 else b'')
+            except Corrupt:  # a bad sector, perhaps behind what is asked for
+                self._data = memoryview(self._disk.pread(self._fd, min(count, size), offset))
             self._start = offset
         return self._data[offset - self._start : offset - self._start + count]
 

@@ -5,7 +5,8 @@ A pack that was open keeps its valid records and gets its footer. *Floor* is up 
 name bytes of the pack: below it nothing is ever cut off, whatever it looks like (the bytes were durable, so
 an oddity there is damage, for fsck to judge); above it nobody was promised anything, and the first record
 that is not whole ends it. Packs that nobody names are kept as well: their records are leaks, which only a
-person's request frees.
+person's request frees. A pack that the disk does not give now says nothing about itself, and stays open: the
+next opening looks again.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ PACK_FILE_BYTES_MAX = (
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """What became of one pack. `bytes` is the size of its file now; `oddity` is None, or why it was left
-    alone."""
+    alone; `unseen`: because the disk did not give its bytes."""
 
     bytes: int
     records: int
     cut_bytes: int
     oddity: str | None = None
+    unseen: bool = False
 
 
 def _may_be_a_directory(path: Path) -> bool:
@@ -109,7 +111,7 @@ def recover_pack(disk: Disk, root: Path, store_uuid: bytes, row: PackRow, floor:
     try:
         fd = disk.open_write(path, create=False)
     except (FileNotFoundError, Corrupt) as error:
-        return Recovered(row.bytes, row.records, 0, str(error))
+        return Recovered(row.bytes, row.records, 0, str(error), _is_unseen(error))
     try:
         size = disk.size(fd)
         if not floor and _never_synced(disk, fd, size):
@@ -120,8 +122,17 @@ def recover_pack(disk: Disk, root: Path, store_uuid: bytes, row: PackRow, floor:
         if oddity is None:
             return _seal(disk, fd, size, row, floor)
         return Recovered(size, row.records, 0, oddity)
+    except Corrupt as error:
+        if not _is_unseen(error):
+            raise
+        return Recovered(row.bytes, row.records, 0, str(error), unseen=True)
     finally:
         disk.close(fd)
+
+
+def _is_unseen(error: Exception) -> bool:
+    """Return whether it was the disk that did not answer, and not what is in the file."""
+    return isinstance(error, Corrupt) and isinstance(error.__cause__, OSError)
 
 
 def _never_synced(disk: Disk, fd: int, size: int) -> bool:
@@ -136,6 +147,8 @@ def _header_oddity(disk: Disk, fd: int, size: int, expected: PackHeader) -> str 
     try:
         found = decode_pack_header(disk.pread(fd, PACK_HEADER_BYTES, 0))
     except Corrupt as error:
+        if _is_unseen(error):
+            raise
         return str(error)
     return None if found == expected else f'the header is that of pack {found.name.hex()}'
 
@@ -184,7 +197,9 @@ def _valid_records(disk: Disk, fd: int, end: int, kind: int, floor: int) -> tupl
                 break
             if after > floor:
                 decode_payload(header, window.take(offset + HEADER_BYTES, header.stored_length))
-        except Corrupt:
+        except Corrupt as error:
+            if _is_unseen(error) and offset < floor:
+                raise
             break
         entries.append(PackEntry(header.id, offset, header.stored_length, header.plain_length, header.codec))
         offset = after

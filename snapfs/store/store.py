@@ -234,15 +234,19 @@ class Store:
             self._with_reserve(lambda: self._recover_packs(opened + unknown, committed))
 
     def _recover_packs(self, packs: list[PackRow], committed: int) -> None:
-        floors = {row.name: row.bytes for row in packs}
+        known = {row.name: row.bytes for row in packs}
+        floors, named = dict(known), {name: set[int]() for name in known}  # what only the journal names
         for record in self.journal.replay(committed):
             for frame in record:
                 for chunk in frame.chunks:
                     end = chunk.offset + HEADER_BYTES + chunk.stored_length
-                    floors[chunk.pack_name] = max(end, floors.get(chunk.pack_name, 0))
-        sealed = []
+                    if end > known.get(chunk.pack_name, end):
+                        floors[chunk.pack_name] = max(end, floors[chunk.pack_name])
+                        named[chunk.pack_name].add(chunk.offset)
+        rows = []
         for row in packs:
-            done = recover_pack(self.disk, self.path / 'packs', self.superblock.uuid, row, floors[row.name])
+            floor = floors[row.name]
+            done = recover_pack(self.disk, self.path / 'packs', self.superblock.uuid, row, floor)
             self.recovered[row.name] = done
             if done.oddity is not None:
                 log.error('pack %s is left as it is: %s', row.name.hex(), done.oddity)
@@ -250,9 +254,13 @@ class Store:
                 log.info(
                     'pack %s: %d records, %d bytes cut off', row.name.hex(), done.records, done.cut_bytes
                 )
-            if done.bytes and (done.oddity is None or row.bytes or floors[row.name]):
-                sealed.append(PackRow(row.pack, row.name, row.kind, 'sealed', done.bytes, done.records))
-        self.catalog.put_packs(sealed)
+            if done.unseen and floor:
+                # The next opening looks again. The journal will not be there to say what is in use.
+                count = row.records + len(named[row.name])
+                rows.append(PackRow(row.pack, row.name, row.kind, 'open', floor, count))
+            elif done.bytes and (done.oddity is None or row.bytes or floor):
+                rows.append(PackRow(row.pack, row.name, row.kind, 'sealed', done.bytes, done.records))
+        self.catalog.put_packs(rows)
 
     def close(self, clean: bool) -> None:
         """Let go of the store. `clean`: the caller has committed everything; chunks that no commit took are
