@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from snapfs import limits
 from snapfs.errors import Invalid, Latched, Refused
+from snapfs.store.owed import owe
 from snapfs.store.rows import IncidentRow, clean_text
 from snapfs.store.store import Store
 
@@ -82,8 +83,8 @@ class Incidents:
 
     def open(self, reason: str, evidence: Mapping[str, Any], batch: int | None = None) -> IncidentRow | None:
         """Let the latch fall. Never raises; None when the row could not be written: then the latch holds
-        for this process, and the log has the reason. `evidence`: file name ('mentions.json') to what JSON
-        can hold."""
+        for this process, and the next opening writes the row. `evidence`: file name ('mentions.json') to
+        what JSON can hold."""
         with self._lock:
             self._falling = clean_text(reason)
             log.critical('the collector stops: %s', reason)
@@ -106,6 +107,8 @@ class Incidents:
             _attempt('hook', lambda: self._start_hook(row, reason, directory))
             if row is not None:
                 self._falling = None
+            else:
+                owe(store.disk, store.path, SCOPE, self._falling, store.world.time_ns())
         return row
 
     def _write_evidence(

@@ -20,7 +20,7 @@ from snapfs import limits
 from snapfs.errors import Corrupt, Invalid, Latched, Refused, SnapfsError
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
-from snapfs.store import damage, readonly
+from snapfs.store import damage, owed, readonly
 from snapfs.store.audit import AuditLog
 from snapfs.store.backup import Backups, keep_superblock, superblock_copies
 from snapfs.store.catalog import Catalog, Commit
@@ -151,6 +151,7 @@ class Store:
         self._parts.append(self.catalog)
         self.registry = Registry(self.catalog)
         self.was_clean = self.catalog.setting('clean') == 1
+        self._with_reserve(lambda: owed.settle(disk, path, self.catalog, self.world.time_ns()))
         in_force = self.catalog.incidents('store')
         if in_force:
             disk.latch(f'incident {in_force[0].number}: {in_force[0].reason}')
@@ -356,7 +357,7 @@ class Store:
 
     def latch(self, reason: str) -> None:
         """Stop all writing, now and after a restart, until a person acknowledges the incident. Never raises:
-        the disk may be what has failed, then the latch holds for this process and the log has the reason."""
+        the disk may be what has failed. A catalog that cannot be told now is told by the next opening."""
         log.critical('the store stops writing: %s', reason)
         self.disk.latch(reason)
         self._record_incident('store', reason)
@@ -392,6 +393,7 @@ class Store:
                 self.catalog.incident_add(scope, reason, self.world.time_ns())
         except SnapfsError as error:
             log.critical('the incident could not be recorded: %s', error)
+            owed.owe(self.disk, self.path, scope, reason, self.world.time_ns())
 
     def _with_reserve(self, step: Callable[[], T]) -> T:
         """Do what opening needs, also on a full disk: otherwise nobody could come in to delete anything."""
