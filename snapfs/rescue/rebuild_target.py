@@ -41,7 +41,11 @@ def checked_target(disk: Disk, store: Path, target: Path, install: bool) -> Path
                 f'{target}{suffix} is there already', advice='Name a new file, or move that one away.'
             )
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise Invalid(f'{target.parent}: a file cannot be made there', advice='Nothing was changed.')
+        elsewhere = ' Or make one elsewhere, to look at: the same without --install.' if install else ''
+        raise Invalid(
+            f'{target.parent}: a file cannot be made there',
+            advice=f'Nothing was changed. Call again as its owner, when its disk can be written.{elsewhere}',
+        )
     return target
 
 

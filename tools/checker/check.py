@@ -25,6 +25,7 @@ from snapfs.errors import Corrupt
 from snapfs.format.nodes import Leaf, decode_node
 from snapfs.format.packs import PACK_HEADER_BYTES, decode_pack_header
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
+from tools.checker.backups import check_backups
 from tools.checker.badrows import CODES, BadWriter
 from tools.checker.balance import World, check_part
 from tools.checker.catalog import Catalog, Root, asked_ids, small_pages_are_sound
@@ -37,7 +38,7 @@ from tools.checker.packs import META, PackResult, Task, look, packs_on_disk
 from tools.checker.posix import Posix
 from tools.checker.spill import ASKED as ASKED_ROWS
 from tools.checker.spill import Spill, parts_for, text_of, words, words_of
-from tools.checker.store import COPIES, FOLDERS, Pack, Store, is_ours, read_at
+from tools.checker.store import FOLDERS, Pack, Store, is_ours, read_at
 from tools.checker.sums import Sums
 from tools.checker.telling import Telling
 from tools.checker.trust import ODD, LookCloser, Moved, Trust
@@ -137,9 +138,7 @@ class _Check:
             return
         if store.superblock_problem:
             report.add('superblock-bad', 'superblock', f'{store.superblock_problem}; its copy is whole')
-        for folder in COPIES:
-            if problem := store.copy_problem(folder):
-                report.add('superblock-copy', f'{folder}/superblock', problem)
+        check_backups(store, report, full=self.options.full, names=self.options.names)
         for code, name in store.links():
             report.add(code, name, 'is a symbolic link')
         report.progress('catalog', 0, 0)

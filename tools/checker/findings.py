@@ -55,6 +55,11 @@ CODES = {
     'superblock-copy': Code(
         WARNING, 'the copy of the superblock would not help', 'Mount the store: it is written anew.'
     ),
+    'backup-bad': Code(
+        WARNING,
+        'a backup of the names of volumes and snapshots would not help',
+        'Look for others: snapfs rebuild {store} --list-backups. The daemon writes new ones.',
+    ),
     'catalog-missing': Code(DAMAGE, 'nobody knows the names of volumes and snapshots', _REBUILD),
     'catalog-unreadable': Code(DAMAGE, 'the catalog cannot be read', _REBUILD),
     'catalog-corrupt': Code(DAMAGE, 'pages or rows of the catalog are damaged', _REBUILD),
