@@ -53,8 +53,7 @@ class PuttingBack:
         those in packs that are seen to be damaged. `dry_run`: say what would come back."""
         if dry_run:
             return _sum(await self._look(every_node))
-        await self._end_odd()
-        all_of_it = PutBack()
+        all_of_it = PutBack(await self._end_odd())
         while found := await self._step(every_node):
             new = found.nodes - all_of_it.nodes
             all_of_it = all_of_it.and_also(found)
@@ -84,17 +83,20 @@ class PuttingBack:
             log.warning('%d nodes were put back from their second copies', len(healed))
         return PutBack(len(made), frozenset(healed))
 
-    async def _end_odd(self) -> None:
-        """End an open pack whose file has gone or has lost its end: what is brought back must not be put into
-        it."""
-        if await self._collecting.world.run_in_thread(_seal_odd, self._engine.store):
+    async def _end_odd(self) -> int:
+        """Give packs that are open here their files again where these were taken away; return how many. End
+        an open pack that has lost its end all the same: what is brought back must not be put into it."""
+        thread, store = self._collecting.world.run_in_thread, self._engine.store
+        count = 0 if store.latched is not None else await thread(store.chunks.put_back)
+        if await thread(_seal_odd, store):
             await self._engine.commit(always=True)
+        return count
 
 
 def _seal_odd(store: Store) -> bool:
     ended = False
     for row in store.catalog.packs():
-        if row.state == 'open' and row.kind == RecordKind.NODE and is_odd(store.disk, store.path, row):
+        if row.state == 'open' and is_odd(store.disk, store.path, row):
             try:
                 store.chunks.seal_pack(row.kind, row.pack)
                 ended = True

@@ -42,6 +42,11 @@ class CountCache(Generic[K, V]):
         with self._lock:
             self._entries.pop(key, None)
 
+    def items(self) -> list[tuple[K, V]]:
+        """Return what is kept now; nothing becomes more recently used."""
+        with self._lock:
+            return list(self._entries.items())
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -16,12 +16,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Invalid
+from snapfs.errors import Corrupt, Invalid, SnapfsError
 from snapfs.format.codec import Compressor
 from snapfs.format.ids import chunk_id
 from snapfs.format.journal import NewChunk
@@ -32,17 +31,10 @@ from snapfs.store.durable import Buffer, Disk
 from snapfs.store.horizon import PutRecord
 from snapfs.store.mirror import read_copy
 from snapfs.store.packs import PackFile, PackNumbers, PackWriter, pack_path
-from snapfs.store.rows import ChunkRow, Location, PackRow
+from snapfs.store.rows import ChunkRow, CommitRows, Location, PackRow
+from snapfs.store.taken_away import put_back_sealed
 
 log = logging.getLogger('snapfs.store')
-
-
-@dataclass(frozen=True, slots=True)
-class CommitRows:
-    """What a commit writes about chunks: index rows and packs, all of it durable."""
-
-    chunks: tuple[ChunkRow, ...]
-    packs: tuple[PackRow, ...]
 
 
 class _Gone(Exception):
@@ -62,7 +54,7 @@ class ChunkStore:
         self._uuid = store_uuid
         self._numbers = numbers
         self.writers = {
-            kind: PackWriter(disk, root, kind, store_uuid, numbers)
+            kind: PackWriter(disk, root, kind, store_uuid, numbers, self.reopen_pack)
             for kind in (RecordKind.DATA, RecordKind.NODE)
         }
         self.on_condemned: Callable[[bytes, str], None] = _log_condemned
@@ -182,6 +174,14 @@ class ChunkStore:
     def reopen_pack(self, number: int) -> None:
         """A pack has another file now: readers open that."""
         self._files.remove(number)
+
+    def put_back(self) -> int:
+        """Give packs that are open here their files again where somebody took these; return how many."""
+        files = {number: file.fd for number, file in self._files.items()}
+        packs = [(row, pack_path(self._root, row.kind, row.name)) for row in self._catalog.packs()]
+        return put_back_sealed(self._disk, packs, files) + sum(
+            writer.put_back() for writer in self.writers.values()
+        )
 
     def forget_pack(self, number: int) -> None:
         """A pack is about to go: close it, and let readers that knew it look again. May be said again."""
@@ -471,6 +471,9 @@ class ChunkStore:
             raise _Gone(f'there is no pack {number}')
         path = pack_path(self._root, kind, name)
         try:
+            if not self._disk.exists(path):
+                with suppress(SnapfsError):
+                    self.writers[RecordKind(kind)].put_back()
             file = PackFile(self._disk, path, name)
         except FileNotFoundError:
             raise _Gone(f'pack {name.hex()} is missing') from None

@@ -259,6 +259,29 @@ class Disk:
         self.sync_directory(path.parent)
 
     # --- names -------------------------------------------------------------------------------------------
+    def is_at(self, fd: int, path: Path) -> bool:
+        """Return whether an open file is what has this name; also when the disk does not tell."""
+        try:
+            there = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return os.path.samestat(there, os.fstat(fd))
+
+    def on_same_disk(self, fd: int, directory: Path) -> bool:
+        """Return whether an open file is on the filesystem that a directory is on; not when the disk does not
+        tell."""
+        try:
+            return os.stat(directory).st_dev == os.fstat(fd).st_dev
+        except OSError:
+            return False
+
+    def check_named(self, fd: int, path: Path) -> None:
+        """Latch when a file that was synced has no name any more: nobody will find its bytes."""
+        if not os.fstat(fd).st_nlink:
+            raise self.latch(f'{path} was deleted while it was written')
+
     def exists(self, path: Path) -> bool:
         """Say whether the name exists (a symbolic link counts, followed or not). Corrupt when the disk does
         not say: what cannot be seen is not gone (P10)."""

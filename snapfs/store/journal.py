@@ -169,6 +169,7 @@ class Journal:
         for number in FILES:
             if self._unsynced[number]:
                 self._disk.sync_data(self._fds[number])
+                self._disk.check_named(self._fds[number], self._directory / str(number))
                 self._unsynced[number] = False
 
     def switch(self) -> int:

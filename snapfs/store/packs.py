@@ -31,6 +31,7 @@ from snapfs.format.records import (
 )
 from snapfs.store.durable import Buffer, Disk
 from snapfs.store.rows import PackRow
+from snapfs.store.taken_away import put_back
 
 FOLDERS = {RecordKind.DATA: 'data', RecordKind.NODE: 'meta'}
 BYTES_MAX = {RecordKind.DATA: limits.PACK_DATA_BYTES_MAX, RecordKind.NODE: limits.PACK_META_BYTES_MAX}
@@ -141,9 +142,16 @@ class PackWriter:
     """Appends records of one kind. Any thread; one at a time gets in, and nobody waits for a sync inside."""
 
     def __init__(
-        self, disk: Disk, root: Path, kind: RecordKind, store_uuid: bytes, numbers: PackNumbers
+        self,
+        disk: Disk,
+        root: Path,
+        kind: RecordKind,
+        store_uuid: bytes,
+        numbers: PackNumbers,
+        on_put_back: Callable[[int], None] = lambda number: None,
     ) -> None:
         self._disk = disk
+        self._on_put_back = on_put_back
         self._root = root
         self._kind = kind
         self._uuid = store_uuid
@@ -243,6 +251,20 @@ class PackWriter:
                 self._written.append(pack)
                 self._open = None
 
+    def put_back(self) -> int:
+        """Give packs that are open here their files again where somebody has taken these away; return how
+        many. Refused(ENOSPC), Corrupt: their bytes are kept as long as they are open."""
+        count = 0
+        with self._lock:
+            for pack in (*self._written, *([self._open] if self._open else [])):
+                if put_back(self._disk, pack.fd, pack.bytes, pack.path):
+                    fd = self._disk.open_write(pack.path, create=False)
+                    self._disk.close(pack.fd)
+                    pack.fd, pack.named, pack.reach = fd, True, pack.bytes
+                    self._on_put_back(pack.number)
+                    count += 1
+        return count
+
     def _create(self) -> OpenPack:
         number, name = self._numbers.new(self._kind)
         path = pack_path(self._root, self._kind, name)
@@ -301,6 +323,8 @@ class PackWriter:
                 if pack.synced_bytes < pack.bytes or not pack.named
             ]
             folders = list(self._folders)
+        if work:
+            self.put_back()  # what is synced must be found by its name
         for pack, _, _, _ in work:
             self._disk.sync_data(pack.fd)
         for folder in dict.fromkeys(pack.path.parent for pack, _, _, _ in work if not pack.named):

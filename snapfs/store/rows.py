@@ -56,6 +56,14 @@ class PackRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitRows:
+    """What a commit writes about chunks: index rows and packs, all of it durable."""
+
+    chunks: tuple[ChunkRow, ...]
+    packs: tuple[PackRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeRow:
     """A volume. `volume` is its stable number; `number` is its view number, new after each rollback."""
 

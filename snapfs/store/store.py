@@ -273,6 +273,7 @@ class Store:
             self._release()
 
     def _finish(self) -> None:
+        self.chunks.put_back()
         self.chunks.sync()
         rows = self.chunks.commit_rows()
         committed = self.catalog.journal_sequence

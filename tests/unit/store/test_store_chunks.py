@@ -13,8 +13,8 @@ from snapfs.format.ids import data_id, node_id
 from snapfs.format.journal import NewChunk
 from snapfs.format.packs import PACK_HEADER_BYTES, PackHeader, encode_pack_header
 from snapfs.format.records import HEADER_BYTES, RecordKind
-from snapfs.store.chunks import CommitRows
 from snapfs.store.packs import pack_path
+from snapfs.store.rows import CommitRows
 from snapfs.store.store import Store
 from tests.sim.disk import SimDisk
 from tests.unit.store.kit import commit, index, plains_of, put
@@ -354,6 +354,7 @@ def test_a_location_behind_the_end_of_a_pack_is_corrupt(store):
 def test_a_pack_that_moved_is_looked_up_again_once(store):
     """Repacking may take a pack away between the look-up and the read."""
     (id,) = put(store, plains_of(1, 1))
+    store.chunks.seal_pack(RecordKind.DATA, store.chunks._recall(id).pack)
     commit(store)
     old, _ = pack_file(store, id)
     drop_memory(store)

@@ -1,0 +1,196 @@
+"""Packs that somebody deletes, or replaces, while they are open here: every byte is still there, and gets its
+name again before anything is called durable."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfs.errors import Latched, Refused
+from snapfs.format.records import RecordKind
+from snapfs.store.durable import Disk
+from snapfs.store.packs import pack_path
+from snapfs.store.store import Store
+from tests.support.fsck import report_of
+from tests.unit.store.kit import commit, plains_of, put, record, replayed
+
+KINDS = [RecordKind.DATA, RecordKind.NODE]
+NO_NODES = {RecordKind.DATA: [], RecordKind.NODE: ['node-unreadable']}  # they are not, in these tests
+
+
+def packs(store: Store, kind: RecordKind = RecordKind.DATA) -> list[Path]:
+    return [
+        pack_path(store.path / 'packs', row.kind, row.name)
+        for row in store.catalog.packs()
+        if row.kind == kind
+    ]
+
+
+def reopened(store: Store, clean: bool = True) -> Store:
+    store.close(clean=clean)
+    return Store.open(store.path, Disk(), store.world)
+
+
+def sound(store: Store, *more: str) -> None:
+    store.close(clean=True)
+    assert set(report_of(store.path).counts) == {'leaked', *more}  # nothing names chunks here
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('how', ['file', 'directory above'])
+def test_what_is_synced_later_is_found(store, kind, how):
+    ids = put(store, plains_of(1, 3), kind)
+    commit(store)
+    (path,) = packs(store, kind)
+    shutil.rmtree(path.parent) if how == 'directory above' else path.unlink()
+    ids += put(store, plains_of(2, 3), kind)
+    record(store, 7)
+    assert path.exists()
+    store = reopened(store, clean=False)  # a power cut, as far as this process knows
+    replayed(store)
+    commit(store)
+    assert store.chunks.get_many(ids) == plains_of(1, 3) + plains_of(2, 3)
+    sound(store, *NO_NODES[kind])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_clean_close_puts_it_back_with_nothing_to_sync(store, kind):
+    ids = put(store, plains_of(1, 3), kind)
+    commit(store)
+    (path,) = packs(store, kind)
+    path.unlink()
+    store = reopened(store)
+    assert store.chunks.get_many(ids) == plains_of(1, 3)
+    sound(store, *NO_NODES[kind])
+
+
+def test_a_reader_gets_it_at_once(store):
+    ids = put(store, plains_of(1, 3))
+    commit(store)
+    (path,) = packs(store)
+    store.chunks._files.clear()
+    store.chunks._plains.__init__(1 << 20)
+    path.unlink()
+    assert store.chunks.get_many(ids) == plains_of(1, 3)
+    assert path.exists() and not store.chunks.unreadable
+    sound(store)
+
+
+def test_what_is_appended_afterwards_is_read(store):
+    """Readers open the file that has the name now."""
+    ids = put(store, plains_of(1, 3))
+    commit(store)
+    assert store.chunks.get_many(ids) == plains_of(1, 3)
+    (path,) = packs(store)
+    path.unlink()
+    ids += put(store, plains_of(2, 3))
+    store.chunks.sync()
+    ids += put(store, plains_of(3, 3))
+    store.chunks.sync()
+    store.chunks._plains.__init__(1 << 20)
+    assert store.chunks.get_many(ids) == plains_of(1, 3) + plains_of(2, 3) + plains_of(3, 3)
+    commit(store)
+    sound(store)
+
+
+def test_what_has_the_name_meanwhile_is_kept(store):
+    ids = put(store, plains_of(1, 3))
+    commit(store)
+    (path,) = packs(store)
+    path.unlink()
+    path.write_bytes(b'an older copy')
+    ids += put(store, plains_of(2, 3))
+    store.chunks.sync()
+    assert path.with_name(f'{path.name}.lost-1').read_bytes() == b'an older copy'
+    commit(store)
+    assert store.chunks.get_many(ids) == plains_of(1, 3) + plains_of(2, 3)
+    sound(store, 'entry-unknown')
+
+
+def test_a_sealed_pack_that_is_open_to_be_read_comes_back(store):
+    ids = put(store, plains_of(1, 3))
+    store.chunks.seal_pack(RecordKind.DATA, store.chunks._recall(ids[0]).pack)
+    commit(store)
+    store = reopened(store)
+    assert store.chunks.get_many(ids) == plains_of(1, 3)
+    (path,) = packs(store)
+    data = path.read_bytes()
+    path.unlink()
+    assert store.chunks.put_back() == 1
+    assert path.read_bytes() == data
+    assert store.chunks.put_back() == 0
+    path.unlink()
+    path.write_bytes(b'a better one, perhaps')
+    assert store.chunks.put_back() == 0
+    assert path.read_bytes() == b'a better one, perhaps'
+    path.write_bytes(data)
+    sound(store)
+
+
+def test_without_room_nothing_is_lost(store, monkeypatch):
+    ids = put(store, plains_of(1, 3))
+    commit(store)
+    (path,) = packs(store)
+    path.unlink()
+    ids += put(store, plains_of(2, 3))
+
+    def full(*_: Any) -> None:
+        raise Refused(errno.ENOSPC, 'no room')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, 'write_blocks', full)
+        for _ in range(2):
+            with pytest.raises(Refused):
+                store.chunks.sync()
+        assert store.chunks.unsynced
+        with pytest.raises(Refused):
+            store.chunks.put_back()
+    store.chunks.sync()
+    assert store.latched is None
+    commit(store)
+    assert store.chunks.get_many(ids) == plains_of(1, 3) + plains_of(2, 3)
+    sound(store)
+
+
+@pytest.mark.parametrize('how', ['gone', 'another disk'])
+def test_nothing_is_made_where_the_packs_are_gone_as_a_whole(store, monkeypatch, how):
+    """It is unmounted, or another disk is mounted over it: one does not write there."""
+    put(store, plains_of(1, 3))
+    commit(store)
+    (path,) = packs(store)
+    (store.path / 'packs').rename(store.path / 'away')
+    with monkeypatch.context() as patch:
+        if how == 'another disk':
+            (store.path / 'packs' / 'data').mkdir(parents=True)
+            patch.setattr(Disk, 'on_same_disk', lambda *_: False)
+        assert store.chunks.put_back() == 0
+        assert not path.exists()
+    shutil.rmtree(store.path / 'packs', ignore_errors=True)
+    (store.path / 'away').rename(store.path / 'packs')
+    sound(store)
+
+
+def test_another_disk_is_another_one(tmp_path):
+    fd = os.open(tmp_path / 'file', os.O_RDWR | os.O_CREAT)
+    try:
+        assert Disk().on_same_disk(fd, tmp_path) and not Disk().on_same_disk(fd, Path('/proc'))
+        assert not Disk().on_same_disk(fd, tmp_path / 'nothing')
+        assert Disk().is_at(fd, tmp_path / 'file') and not Disk().is_at(fd, tmp_path / 'other')
+        (tmp_path / 'link').symlink_to('file')
+        assert not Disk().is_at(fd, tmp_path / 'link')
+    finally:
+        os.close(fd)
+
+
+def test_a_journal_that_was_deleted_stops_the_store(store):
+    """Its records would be synced, and never found."""
+    record(store, 7)
+    for number in (0, 1):
+        (store.path / 'journal' / str(number)).unlink()
+    with pytest.raises(Latched, match=r'journal/. was deleted while it was written'):
+        record(store, 8)
