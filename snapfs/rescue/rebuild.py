@@ -36,14 +36,14 @@ from snapfs.rescue.rebuild_journal import look
 from snapfs.rescue.rebuild_names import Unproved, ended_batch
 from snapfs.rescue.rebuild_nodes import Nodes
 from snapfs.rescue.rebuild_numbers import next_numbers
-from snapfs.rescue.rebuild_packs import PackRecords, expected_header
+from snapfs.rescue.rebuild_packs import PackRecords, expected_header, packs_to_read
 from snapfs.rescue.rebuild_sums import Sums
 from snapfs.store.backup import Backup
 from snapfs.store.catalog import Catalog
 from snapfs.store.cells import columns_of
 from snapfs.store.durable import Disk
+from snapfs.store.mirror import FOLDER as MIRROR
 from snapfs.store.mirror import read_copy
-from snapfs.store.packs import pack_path
 from snapfs.store.recovery import packs_on_disk
 
 VOLUME = b'recovered'
@@ -168,13 +168,16 @@ class Rebuild:
             self.result.bad.append(text)
 
     def _packs(self, catalog: Catalog, progress: Progress) -> None:
-        found = sorted(packs_on_disk(self._disk, self._store / 'packs', every=True))
-        for number, (kind, name) in enumerate(found, start=1):
-            path = pack_path(self._store / 'packs', RecordKind(kind), name)
+        found = packs_to_read(self._disk, self._store)
+        for number, (kind, name, path) in enumerate(found, start=1):
             self._paths[number] = path
             all_rows: list[tuple[Any, ...]] = []
             freed = self._nodes.freed_in(name)
             end, count, sealed = self._records(number, kind, freed, all_rows)
+            if path.parts[-3] == MIRROR:
+                self._bad(f'{path.name} is gone; its second copy has {count} nodes')
+                if not count:
+                    continue  # there is no such pack any more
             gone = [(*row, freed[row[0], row[2]]) for row in all_rows if (row[0], row[2]) in freed]
             rows = [row for row in all_rows if (row[0], row[2]) not in freed] if gone else all_rows
             better = self._better(catalog, path, rows)

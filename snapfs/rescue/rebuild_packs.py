@@ -12,6 +12,8 @@ is."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from snapfs import limits
 from snapfs.errors import Corrupt
@@ -33,8 +35,10 @@ from snapfs.format.records import (
     decode_payload,
 )
 from snapfs.store.durable import Disk
-from snapfs.store.packs import Window
-from snapfs.store.recovery import PACK_FILE_BYTES_MAX
+from snapfs.store.mirror import FOLDER as MIRROR
+from snapfs.store.mirror import is_linked, mirror_path
+from snapfs.store.packs import Window, pack_path
+from snapfs.store.recovery import PACK_FILE_BYTES_MAX, is_pack_name, packs_on_disk
 
 
 class PackRecords:
@@ -123,6 +127,28 @@ class PackRecords:
                 return start + at
             start += limits.SCAN_WINDOW_BYTES - len(RECORD_MAGIC) + 1
         return None
+
+
+def packs_to_read(disk: Disk, store: Path) -> list[tuple[int, bytes, Path]]:
+    """Return (kind, name, path) of every pack; where a pack of nodes is gone, the path of its second copy.
+    Corrupt when a directory of packs is missing or cannot be listed."""
+    root = store / 'packs'
+    found = packs_on_disk(disk, root, every=True)
+    gone = _copied(disk, store) - {name for kind, name in found if kind == RecordKind.NODE}
+    whole = [(kind, name, pack_path(root, kind, name)) for kind, name in found]
+    whole += [(int(RecordKind.NODE), name, mirror_path(store, name)) for name in gone]
+    return sorted(whole)
+
+
+def _copied(disk: Disk, store: Path) -> set[bytes]:
+    """Return the names of packs that have a second copy, as far as the disk lists them."""
+    root, found = store / MIRROR, set()
+    for short in disk.listdir(root) if disk.exists(root) and not is_linked(store) else ():
+        with suppress(Corrupt):
+            for text in disk.listdir(root / short) if len(short) == 2 else ():
+                if is_pack_name(text) and text[:2] == short:
+                    found.add(bytes.fromhex(text))
+    return found
 
 
 def expected_header(uuid: bytes, name: bytes, kind: int) -> PackHeader:

@@ -305,3 +305,13 @@ def decode_line(text: bytes) -> AuditLine | None:
     if not isinstance(line.sequence, int) or not isinstance(line.event, dict):
         return None
     return line if data_id(body).hex() == line.hash else None
+
+
+def audit_problem(path: Path, error: Exception) -> str:
+    """Say why a log cannot be opened."""
+    if not isinstance(error, Corrupt):
+        return 'the audit log is gone'
+    if isinstance(error.__cause__, OSError):
+        # Without the place of the read: the same failure again is no other incident.
+        return f'{path} cannot be read: {error.__cause__.strerror}'
+    return str(error)

@@ -20,10 +20,10 @@ from typing import Any
 from urllib.parse import quote
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Refused, SnapfsError, Unavailable
+from snapfs.errors import Corrupt, Refused, Unavailable
 from snapfs.store import schema
 from snapfs.store.audit import AuditHead, Place
-from snapfs.store.durable import MAKE_ROOM, Disk
+from snapfs.store.durable import Disk
 from snapfs.store.integrity import problem_of
 from snapfs.store.migrate import OLDEST_VERSION, migrate
 from snapfs.store.readonly import StillCatalog, still_catalog
@@ -43,6 +43,8 @@ from snapfs.store.rows import (
     clean_text,
     pack_row,
 )
+from snapfs.store.sqlite_errors import sqlite_error
+from snapfs.store.taken_away import Places, put_back_catalog
 
 __all__ = [
     'Catalog',
@@ -74,26 +76,6 @@ _INSERT_CHUNKS = 'INSERT INTO chunk VALUES {rows} ON CONFLICT (id) DO NOTHING'
 _CHUNK_VALUES = '(?,?,?,?,?,?,?,?)'
 
 
-# Reads that failed: nothing was promised. CORRUPTFS is what SQLite makes of EIO, and of reads only.
-READS = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
-
-
-def sqlite_error(error: sqlite3.Error, disk: Disk) -> SnapfsError:
-    """Return the error of ours for one of SQLite's. A failed write or sync below it latches the disk."""
-    code = getattr(error, 'sqlite_errorcode', 0) or 0
-    primary = code & 0xFF
-    # SHMSIZE: the index of the log could not grow. It is made anew at each start and promises nothing.
-    if primary == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE:
-        return Refused(errno.ENOSPC, 'catalog: no space left on the disk below', advice=MAKE_ROOM)
-    if primary == sqlite3.SQLITE_IOERR and code not in READS:
-        return disk.latch(f'catalog: {error}')
-    if primary == sqlite3.SQLITE_BUSY:
-        return Unavailable(
-            'catalog: another program keeps it locked', advice='End that program and try again.'
-        )
-    return Corrupt(f'catalog: {error}')
-
-
 class Catalog:
     """The catalog of one store. Every method is one transaction unless it says otherwise."""
 
@@ -106,6 +88,8 @@ class Catalog:
         self._still: StillCatalog | None = None  # set where nothing can be written
         self._audit_head: AuditHead | None = None  # as stored
         self.audit_known: Callable[[], AuditHead | None] = lambda: None  # as durable in the audit log
+        self._places = Places(path)
+        self.on_taken_away: Callable[[str], object] = disk.latch
         self.epoch = 0
         self.journal_sequence = 0
 
@@ -201,6 +185,22 @@ class Catalog:
             if self._still is not None:
                 self._still.close()
 
+    def _check_place(self) -> None:
+        """Raise Latched when nothing can be written, or nobody would find it."""
+        self._disk.check()
+        taken = '' if self.still else self._places.taken_away()
+        if taken:
+            self.on_taken_away(f'{taken} was deleted, or replaced, while the store was open')
+            self._disk.check()
+
+    def put_back(self) -> None:
+        """Give the catalog its file again, where that was taken away, with all that was committed; what has
+        the name meanwhile stays as catalog.sqlite.lost-N. For a store that stops: what is committed after it
+        goes nowhere. SnapfsError, OSError."""
+        assert self._writer is not None, 'the catalog is closed'
+        with self._lock, self._errors():
+            put_back_catalog(self._disk, self._writer, self._path)
+
     @property
     def latched(self) -> str | None:
         """Why nothing is written any more, or None."""
@@ -227,7 +227,7 @@ class Catalog:
         the disk is, except for incidents, which are about that."""
         with self._lock:
             if not even_latched:
-                self._disk.check()
+                self._check_place()
             assert self._writer is not None, 'the catalog is closed'
             db = self._writer
             with self._errors():

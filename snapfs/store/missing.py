@@ -3,6 +3,7 @@ each name and size: nothing that grows with the data."""
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,3 +94,21 @@ def way_out_of_hole(store: Path, name: str) -> str:
         'Nothing was changed. It may lie on a disk that is not mounted. If it is really lost: '
         f'mkdir{" -p" * (name == "packs")} {made}; {after}.'
     )
+
+
+def way_out_of_journal(store: Path) -> str:
+    """Say what helps somebody whose journal is gone or damaged."""
+    return (
+        'Nothing was changed. What the journal holds can be read with snapfs-dump. To go on without what is '
+        f'damaged, which stays: snapfs rebuild {store} {store / "catalog.new"} --install --journal.'
+    )
+
+
+def way_out_of_catalog(store: Path) -> str:
+    """Say what helps somebody whose catalog is gone or damaged."""
+    advice = f'Make a new catalog: snapfs rebuild {store} {store / "catalog.new"} --install.'
+    try:
+        count = sum(name.endswith('.json') for name in os.listdir(store / 'backups'))
+    except OSError as error:
+        return f'{advice} The backups of its names cannot be listed: {error.strerror}.'
+    return f'{advice} There are {count} backups of its names.'

@@ -53,7 +53,7 @@ PACK_FILE_BYTES_MAX = (
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """What became of one pack. `bytes` is the size of its file now; `oddity` is None, or why it was left
-    alone; `unseen`: because the disk did not give its bytes."""
+    alone; `unseen`: because the disk did not give its bytes, or had no room for the footer."""
 
     bytes: int
     records: int
@@ -86,9 +86,8 @@ def packs_on_disk(disk: Disk, root: Path, *, every: bool = False) -> list[tuple[
                 log.error('%s; it is left alone', error)  # a pack in there that anybody names will be missed
                 continue
             for text in texts:
-                name = _name_of(text)
-                if name is not None and text[:2] == prefix:
-                    found.append((int(kind), name))
+                if is_pack_name(text) and text[:2] == prefix:
+                    found.append((int(kind), bytes.fromhex(text)))
                 else:
                     log.warning(
                         'packs/%s/%s/%r is not called like a pack; it is left alone', folder, prefix, text
@@ -96,12 +95,13 @@ def packs_on_disk(disk: Disk, root: Path, *, every: bool = False) -> list[tuple[
     return found
 
 
-def _name_of(text: str) -> bytes | None:
+def is_pack_name(text: str) -> bool:
+    """Return whether a file is called like a pack."""
     try:
         name = bytes.fromhex(text)
     except ValueError:
-        return None
-    return name if name.hex() == text and len(name) == limits.PACK_NAME_BYTES else None
+        return False
+    return name.hex() == text and len(name) == limits.PACK_NAME_BYTES
 
 
 def recover_pack(disk: Disk, root: Path, store_uuid: bytes, row: PackRow, floor: int) -> Recovered:

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from snapfs.errors import Corrupt, Invalid, Latched, Refused, SnapfsError
 from snapfs.format.records import HEADER_BYTES, RecordKind
 from snapfs.format.superblock import SUPERBLOCK_BYTES, Superblock, decode_superblock, encode_superblock
 from snapfs.store import damage, owed, readonly
-from snapfs.store.audit import AuditLog
+from snapfs.store.audit import AuditLog, audit_problem
 from snapfs.store.backup import Backups, keep_superblock, superblock_copies
 from snapfs.store.catalog import Catalog, Commit
 from snapfs.store.chunks import ChunkStore
@@ -30,7 +31,13 @@ from snapfs.store.journal import Journal
 from snapfs.store.lock import StoreLock
 from snapfs.store.lost_packs import LostPacks
 from snapfs.store.mirror import Mirror
-from snapfs.store.missing import DIRECTORIES, refuse_links, way_out_of_hole
+from snapfs.store.missing import (
+    DIRECTORIES,
+    refuse_links,
+    way_out_of_catalog,
+    way_out_of_hole,
+    way_out_of_journal,
+)
 from snapfs.store.packs import PackNumbers
 from snapfs.store.recovery import Recovered, packs_on_disk, recover_pack
 from snapfs.store.registry import Registry
@@ -126,13 +133,13 @@ class Store:
             store._open_parts()
         except FileNotFoundError as error:
             store._release()
-            raise Corrupt(f'{error.filename} is missing', advice=_way_out(path)) from error
+            raise Corrupt(f'{error.filename} is missing', advice=way_out_of_catalog(path)) from error
         except Corrupt as error:
             store._release()
             if str(error).startswith(('catalog', str(path / 'catalog.sqlite'))):
-                raise Corrupt(str(error), advice=_way_out(path)) from error
+                raise Corrupt(str(error), advice=way_out_of_catalog(path)) from error
             if str(error).removeprefix('cannot open ').startswith(('journal', str(path / 'journal'))):
-                raise Corrupt(str(error), advice=_way_out_of_journal(path)) from error
+                raise Corrupt(str(error), advice=way_out_of_journal(path)) from error
             raise
         except BaseException:
             store._release()
@@ -149,6 +156,7 @@ class Store:
                 raise Corrupt(f'{path / name} is missing', advice=way_out_of_hole(path, name))
         self.catalog = self._with_reserve(lambda: Catalog.open(disk, path / 'catalog.sqlite'))
         self._parts.append(self.catalog)
+        self.catalog.on_taken_away = self._catalog_taken_away
         self.registry = Registry(self.catalog)
         self.was_clean = self.catalog.setting('clean') == 1
         self._with_reserve(lambda: owed.settle(disk, path, self.catalog, self.world.time_ns()))
@@ -198,7 +206,7 @@ class Store:
         try:
             self.audit = AuditLog.open(self.disk, path, self.world, head)
         except (Corrupt, FileNotFoundError) as error:
-            broken = _audit_problem(path, error)
+            broken = audit_problem(path, error)
             log.critical('the collector stops: %s', broken)
             self._record_incident('collector', broken)
             self.audit = AuditLog.begin_again(self.disk, path, self.world, head)
@@ -247,8 +255,7 @@ class Store:
         rows = []
         for row in packs:
             floor = floors[row.name]
-            done = recover_pack(self.disk, self.path / 'packs', self.superblock.uuid, row, floor)
-            self.recovered[row.name] = done
+            self.recovered[row.name] = done = self._recover_pack(row, floor)
             if done.oddity is not None:
                 log.error('pack %s is left as it is: %s', row.name.hex(), done.oddity)
             elif done.bytes:
@@ -262,6 +269,13 @@ class Store:
             elif done.bytes and (done.oddity is None or row.bytes or floor):
                 rows.append(PackRow(row.pack, row.name, row.kind, 'sealed', done.bytes, done.records))
         self.catalog.put_packs(rows)
+
+    def _recover_pack(self, row: PackRow, floor: int) -> Recovered:
+        step = partial(recover_pack, self.disk, self.path / 'packs', self.superblock.uuid, row, floor)
+        try:
+            return self._with_reserve(step)
+        except Refused as error:  # a full disk keeps nobody out; the next opening tries again
+            return Recovered(row.bytes, row.records, 0, str(error), unseen=True)
 
     def close(self, clean: bool) -> None:
         """Let go of the store. `clean`: the caller has committed everything; chunks that no commit took are
@@ -338,7 +352,7 @@ class Store:
         try:
             return AuditLog.open(disk, path, self.world, head)
         except (Corrupt, FileNotFoundError) as error:
-            broken = _audit_problem(self.path / 'audit.log', error)
+            broken = audit_problem(self.path / 'audit.log', error)
         self._record_incident('collector', broken)
         if not self.catalog.incidents('collector'):
             raise Corrupt(f'{broken}, and that could not be written down')
@@ -362,6 +376,16 @@ class Store:
         log.critical('the store stops writing: %s', reason)
         self.disk.latch(reason)
         self._record_incident('store', reason)
+
+    def _catalog_taken_away(self, reason: str) -> None:
+        """Somebody deleted the catalog under us: put it back as it was, with the reason why all stops."""
+        self._record_incident('store', reason)
+        try:
+            self.catalog.put_back()
+        except (SnapfsError, OSError) as error:
+            log.critical('the catalog could not be put back: %s', error)
+            owed.owe(self.disk, self.path, 'store', reason, self.world.time_ns())
+        self.disk.latch(reason)
 
     def record_damage(self, by: str = damage.READ) -> None:
         """Write down which chunks reads found lost or whole again since the last time. Never raises for a
@@ -465,34 +489,8 @@ def _superblock(disk: Disk, path: Path) -> Superblock:
         raise Corrupt(str(error), advice=_copy_is_there(path)) from error
 
 
-def _audit_problem(path: Path, error: Exception) -> str:
-    if not isinstance(error, Corrupt):
-        return 'the audit log is gone'
-    if isinstance(error.__cause__, OSError):
-        # Without the place of the read: the same failure again is no other incident.
-        return f'{path} cannot be read: {error.__cause__.strerror}'
-    return str(error)
-
-
 def _copy_is_there(store: Path) -> str:
     return (
         f'The store has a copy of it. Put that in place: snapfs rebuild {store} '
         f'{store / "catalog.new"} --install.'
     )
-
-
-def _way_out_of_journal(store: Path) -> str:
-    return (
-        'Nothing was changed. What the journal holds can be read with snapfs-dump. To go on without what is '
-        f'damaged, which stays: snapfs rebuild {store} {store / "catalog.new"} --install --journal.'
-    )
-
-
-def _way_out(store: Path) -> str:
-    """Say what helps somebody whose catalog is gone or damaged."""
-    advice = f'Make a new catalog: snapfs rebuild {store} {store / "catalog.new"} --install.'
-    try:
-        count = sum(name.endswith('.json') for name in os.listdir(store / 'backups'))
-    except OSError as error:
-        return f'{advice} The backups of its names cannot be listed: {error.strerror}.'
-    return f'{advice} There are {count} backups of its names.'

@@ -190,6 +190,9 @@ class Pair:
             for path, (ino, data) in files.items():
                 if tree.data.get(ino, set()) <= self.before.present and data not in contents:
                     wrong.append(f'{root}{path}')
+        refused = any(re.match('rebuild: [^0]', one) for one in said)
+        if 'read-only' in self.names or ('full' in self.names and refused):
+            return []  # first it has to be copied elsewhere, or room be made: the commands say so
         return [f'the way out loses {wrong[:5]} ({len(wrong)}) after {said}'] if wrong else []
 
     # --- what was said -----------------------------------------------------------------------------------

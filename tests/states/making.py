@@ -139,13 +139,20 @@ def read_only(path: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def full(path: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let no file below a directory grow, nor the catalog."""
+    """Let no file below a directory grow by more than the store's reserve had, once that is given up; and the
+    catalog not at all."""
     real_write, real_truncate, connect = Disk._sys_pwritev, Disk._sys_ftruncate, Catalog._connect
+    reserve = path / 'reserve'
+    kept, grown = (reserve.stat().st_size if reserve.exists() else 0), 0
 
     def grows(fd: int, end: int) -> None:
+        nonlocal grown
         inside = os.readlink(f'/proc/self/fd/{fd}').startswith(f'{path}/')
         if inside and end > os.fstat(fd).st_size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            more = end - os.fstat(fd).st_size
+            if grown + more > (0 if reserve.exists() else kept):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            grown += more
 
     def write(self: Disk, fd: int, buffers: Any, offset: int) -> int:
         grows(fd, offset + sum(len(one) for one in buffers))

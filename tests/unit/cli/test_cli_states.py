@@ -61,6 +61,7 @@ def test_a_page_of_the_index_leads_to_a_new_catalog_and_not_to_a_recovery(store,
 
 
 def test_a_full_disk_is_12_and_says_what_to_do(store, run):
+    (store / 'reserve').unlink()  # it has been given up already
     with pytest.MonkeyPatch.context() as patch:
         full(store, patch)
         code, _, error = run('snapshot', 'delete', 'home@tuesday')

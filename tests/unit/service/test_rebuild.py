@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from snapfs import limits
 from snapfs.cli import rebuild as command
 from snapfs.errors import Corrupt, Invalid, Latched, Refused
 from snapfs.rescue.rebuild_install import refuse_whole
 from snapfs.service.collecting import Collecting
+from snapfs.service.putting_back import PuttingBack
 from snapfs.store import backup
 from snapfs.store.durable import Disk
 from snapfs.store.store import Store
@@ -114,6 +116,50 @@ def test_a_node_that_only_its_second_copy_has_is_taken_from_there(
     found = trees(store)
     for name, tree in wanted.items():
         assert tree in found.values() if backup_too else tree == found[name], name
+
+
+@pytest.mark.parametrize('backup_too', [False, True])
+@pytest.mark.parametrize('which', ['one', 'all'])
+def test_packs_of_nodes_that_only_the_second_copies_have_are_known_again(
+    kept_image, store, tmp_path, which, backup_too
+):
+    """The catalog is lost, and packs with it: trees that need them were none."""
+    wanted = trees(shutil.copytree(kept_image, tmp_path / 'other'))
+    packs = sorted((store / 'packs/meta').glob('*/*'))
+    for path in packs if which == 'all' else packs[:1]:
+        path.unlink()
+    lose(store)
+    if backup_too:
+        shutil.rmtree(store / 'backups')
+    told = rebuilt(store)
+    assert all('is gone; its second copy has' in one for one in told['bad']) and told['bad']
+    found = trees(store)
+    for name, tree in wanted.items():
+        assert tree in found.values() if backup_too else tree == found[name], name
+    on(store, lambda collecting: PuttingBack(collecting).run(every_node=True))
+    assert set((store / 'packs/meta').glob('*/*')) >= set(packs)
+    shutil.rmtree(store / 'mirror')
+    with small():
+        assert not [one for one in report_of(store).findings if one.severity == 'damage']
+    again = trees(store)
+    assert {name: again[name] for name in found} == found
+
+
+def test_a_second_copy_that_is_no_pack_is_passed_over(store):
+    """Also one of another store, and what is not called like a pack."""
+    path = next((store / 'packs/meta').glob('*/*'))
+    path.unlink()
+    copy = store / 'mirror' / path.parent.name / path.name
+    copy.write_bytes(b'nonsense')
+    (store / 'mirror' / 'notes').write_bytes(b'mine')
+    (store / 'mirror' / 'zz').write_bytes(b'no directory')
+    (copy.parent / 'notes').write_bytes(b'mine')
+    lose(store)
+    told = rebuilt(store)
+    assert f'{path.name} is gone; its second copy has 0 nodes' in told['bad']
+    on(store, lambda collecting: trio.lowlevel.checkpoint())
+    with small():
+        assert 'pack-missing' not in report_of(store).counts
 
 
 def test_the_collector_stands_still_until_somebody_has_looked(store):

@@ -13,10 +13,11 @@ import pytest
 from snapfs import limits
 from snapfs.errors import Corrupt, Latched, Refused, Unavailable
 from snapfs.store import schema
-from snapfs.store.catalog import LOCATE_FREED, LOCATE_QUARANTINE, Catalog, sqlite_error
+from snapfs.store.catalog import LOCATE_FREED, LOCATE_QUARANTINE, Catalog
 from snapfs.store.durable import Disk
 from snapfs.store.registry import Registry
 from snapfs.store.rows import ChunkRow, Commit, HeadUpdate, Location, PackRow, RequestPart
+from snapfs.store.sqlite_errors import sqlite_error
 from tests.sim.disk import SimDisk
 
 CHUNKS = [ChunkRow(os.urandom(32), 1 + n % 3, 48 + 100 * n, n, n + 5, n % 2, 1 + n % 2) for n in range(2345)]

@@ -194,3 +194,63 @@ def test_a_journal_that_was_deleted_stops_the_store(store):
         (store.path / 'journal' / str(number)).unlink()
     with pytest.raises(Latched, match=r'journal/. was deleted while it was written'):
         record(store, 8)
+
+
+# --- the catalog -----------------------------------------------------------------------------------------
+TAKEN = ['catalog.sqlite', 'catalog.sqlite-wal']
+
+
+@pytest.mark.parametrize('how', ['deleted', 'replaced'])
+@pytest.mark.parametrize('name', TAKEN)
+def test_a_catalog_that_is_taken_away_comes_back_and_the_store_stops(store, name, how):
+    """With all that was committed, also what only its log had."""
+    ids = put(store, plains_of(1, 3))
+    commit(store)
+    epoch = store.catalog.epoch
+    (store.path / name).unlink()
+    if how == 'replaced':
+        (store.path / name).write_bytes(b'another one')
+    more = put(store, plains_of(2, 3))
+    with pytest.raises(Latched, match=f'{name} was deleted, or replaced, while the store was open'):
+        commit(store)
+    assert store.chunks.get_many(ids) == plains_of(1, 3), 'readers go on'
+    store = reopened(store)
+    assert f'{name} was deleted' in store.latched
+    assert store.catalog.setting('epoch') == epoch
+    assert store.chunks.get_many(ids) == plains_of(1, 3)
+    if how == 'replaced':
+        assert b'another one' in [one.read_bytes() for one in store.path.glob('catalog.sqlite.lost-1*')]
+    (row,) = store.catalog.incidents('store')
+    store.catalog.incident_acknowledge(row.number, 'ann', 9)
+    store = reopened(store)
+    assert store.latched is None
+    more = put(store, plains_of(2, 3))
+    commit(store)
+    assert store.chunks.get_many(ids + more) == plains_of(1, 3) + plains_of(2, 3)
+    sound(store)
+
+
+def test_one_that_cannot_be_put_back_stops_the_store_all_the_same(store, monkeypatch):
+    commit(store)
+    (store.path / 'catalog.sqlite').unlink()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise Refused(errno.ENOSPC, 'no room')
+
+    monkeypatch.setattr(Disk, 'open_write', full)
+    with pytest.raises(Latched, match='was deleted'):
+        commit(store)
+    assert not (store.path / 'catalog.sqlite').exists()
+
+
+def test_a_catalog_that_the_disk_does_not_show_is_not_gone(store, monkeypatch):
+    commit(store)
+
+    def blind(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'lstat', blind)
+        assert store.catalog._places.taken_away() == ''
+    commit(store)
+    assert store.latched is None

@@ -14,9 +14,9 @@ from snapfs.format.ids import RecordKind
 from snapfs.rescue import donors
 from snapfs.rescue.rebuild_install import free_name, install
 from snapfs.store.durable import Disk
+from snapfs.store.missing import way_out_of_catalog
 from snapfs.store.packs import pack_path
 from snapfs.store.recovery import packs_on_disk
-from snapfs.store.store import _way_out
 from tests.unit.store.test_store_mirror import copies, put, store
 
 __all__ = ['store']
@@ -95,7 +95,7 @@ def test_donors_in_a_directory_that_cannot_be_listed_offer_nothing_and_the_other
 def test_the_way_out_of_a_lost_catalog_is_told_where_backups_cannot_be_listed(tmp_path, monkeypatch):
     (tmp_path / 'backups').mkdir()
     (tmp_path / 'backups/1.json').touch()
-    assert 'There are 1 backups' in _way_out(tmp_path)
+    assert 'There are 1 backups' in way_out_of_catalog(tmp_path)
     blind(monkeypatch, tmp_path / 'backups', 'listdir', 'scandir')
-    assert 'rebuild' in _way_out(tmp_path)
-    assert 'cannot be listed: Input/output error' in _way_out(tmp_path)
+    assert 'rebuild' in way_out_of_catalog(tmp_path)
+    assert 'cannot be listed: Input/output error' in way_out_of_catalog(tmp_path)
