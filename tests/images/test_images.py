@@ -53,7 +53,7 @@ EXPECTED = {
     'pack-trailer-flip': Seen({'pack-footer': 1}, SAME, None, 0),
     'pack-cut': Seen({'pack-short': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 15),
     'pack-longer': Seen({'pack-footer': 1}, SAME, None, 0),
-    'data-pack-gone': Seen({'pack-missing': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 16),
+    'data-pack-gone': Seen({'pack-missing': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 17),
     'meta-pack-gone': Seen(
         {'leaked': 1, 'pack-missing': 1},
         SAME,
@@ -61,19 +61,19 @@ EXPECTED = {
         9,
     ),
     'pack-misplaced': Seen(
-        {'pack-misplaced': 1, 'pack-missing': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 16
+        {'pack-misplaced': 1, 'pack-missing': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 17
     ),
     'pack-exchanged': Seen(
         {'index-record': 1, 'pack-footer': 1, 'pack-misplaced': 1, 'record-header': 1},
         SAME,
         ('home@monday', '/directory 0/below/one', 0, 900),
-        16,
+        17,
     ),
     'pack-a-link': Seen(
         {'entry-odd': 1, 'entry-unknown': 1, 'pack-missing': 1},
         SAME,
         ('home@monday', '/directory 0/below/one', 0, 900),
-        16,
+        17,
     ),
     'leaf-flip': Seen(
         {'record-payload': 1},

@@ -195,7 +195,7 @@ class Report:
     """All findings of one check. Memory is bounded: of each code the first `shown_max` are kept, and
     FINDINGS_MAX in all. `facts` has, where something is lost, `snapshots`: names of all standing roots that
     have lost something, never cut short; and `files_left_out`: how many more files (one range of one file in
-    one root each) would have been named."""
+    one root each; what was never looked at counts once, whatever its names) would have been named."""
 
     def __init__(
         self, progress: Progress = lambda what, done, known: None, shown_max: int = SHOWN_MAX

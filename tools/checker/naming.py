@@ -31,6 +31,7 @@ Wanted = dict[tuple[int, int], list[int]]  # chunks, by `words_of` of their ids,
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 LEAVES_AT_ONCE = 256
 NAMES_MAX = 150_000  # that are kept, so that they need not be read again
+LINKS_MAX = 100  # names of one file that are told; how many more there are is told with the last
 FILES_MAX = 150_000  # named in all; what is beyond is counted
 # What the items of a leaf raise that is not what it should be: `peek_items` has not looked at them.
 MALFORMED = (TypeError, ValueError, LookupError, OverflowError)
@@ -82,7 +83,7 @@ def _order(file: File) -> tuple[str, str, int, int]:
 
 
 class Namer:
-    """Names what is below nodes; a file with several names by one of them. Keeps nothing of leaves."""
+    """Names what is below nodes; a file with several names by each of them. Keeps nothing of leaves."""
 
     def __init__(
         self, graph: Graph, roots: Sequence[tuple[Root, int]], read: Read, spread: Spread = map
@@ -137,7 +138,8 @@ class Namer:
             up = entries.up(leaves, {hit.ino for node in here for _, hit in hits[node]})
             for node in here:
                 for finding, hit in hits[node]:
-                    named.add(finding, root.name, up.path(hit), hit.start, hit.end)
+                    for path in up.paths(hit):
+                        named.add(finding, root.name, path, hit.start, hit.end)
         return named
 
     def _all_hits(
@@ -174,7 +176,7 @@ class Namer:
         """Return the paths of inodes of one tree, as far as they can be told."""
         leaves, _ = self._below(top)
         up = self._entries([top], inos).up(leaves, inos)
-        return {ino: up.path(Hit(ino, None, None)) for ino in inos}
+        return {ino: up.paths(Hit(ino, None, None))[0] for ino in inos}
 
     def _below(self, top: int) -> tuple[Indexes, Indexes]:
         """Return the leaves below a node, and all nodes, in order of their numbers."""
@@ -199,7 +201,7 @@ class Namer:
         some = [nodes[start : start + LEAVES_AT_ONCE] for start in range(0, len(nodes), LEAVES_AT_ONCE)]
         taken: dict[int, Entries] = {}
         self._wanted = inos
-        # Ascending, whoever was first: of several names of a file the same one is told each time.
+        # Ascending, whoever was first: names come in the same order each time.
         for first, part in self._spread(self.look, some):
             taken[first] = part
         entries = Entries(self._read, len(wanted))
@@ -245,16 +247,25 @@ class Entries:
         self._read = read
         self._nodes = nodes
         self._child, self._at, self._leaf = array('Q'), array('Q'), array('I')
-        self._names: dict[tuple[int, int], bytes] = {}
+        # By leaf and child; a file may have several names in one leaf.
+        self._names: dict[tuple[int, int], tuple[bytes, ...]] = {}
 
     def take(self, node: int, plain: bytes | None, inos: set[int]) -> None:
         """Take the entries of a leaf that lead to directories or to these inodes. Leaves come ascending."""
-        for child, at, name in _named_in(plain, inos, directories=True):
+        found = _named_in(plain, inos, directories=True)
+        for child, at, _ in found:
             self._child.append(child)
             self._at.append(at)
             self._leaf.append(node)
-            if child in inos and len(self._names) < NAMES_MAX:
-                self._names.setdefault((node, child), name)
+        if len(self._names) < NAMES_MAX:
+            self._keep(node, found, inos)
+
+    def _keep(self, node: int, found: list[Entry], inos: set[int]) -> None:
+        names: dict[int, list[bytes]] = {}
+        for child, _, name in found:
+            if child in inos:
+                names.setdefault(child, []).append(name)
+        self._names.update({(node, child): tuple(some) for child, some in names.items()})
 
     def join(self, other: Entries) -> None:
         """Take what another has taken, of leaves behind these."""
@@ -273,19 +284,26 @@ class Entries:
         child = np.frombuffer(self._child, dtype=np.uint64)[rows] if len(rows) else np.zeros(0, np.uint64)
         order = np.argsort(child, kind='stable')
         child, rows = child[order], rows[order]
-        above: dict[int, tuple[int, bytes]] = {}
-        line = inos
+        above: dict[int, list[tuple[int, bytes]]] = {}
+        more: dict[int, int] = {}
+        line, links = inos, LINKS_MAX
         while line:
             some = np.array(sorted(line), dtype=np.uint64)
-            at = np.searchsorted(child, some)
-            # Of several names of a file the first one will do.
-            found = [(ino, int(rows[place])) for ino, place in zip(some.tolist(), at.tolist(), strict=True)
-                     if place < len(child) and int(child[place]) == ino]  # fmt: skip
+            starts, ends = np.searchsorted(child, some), np.searchsorted(child, some, side='right')
+            found: list[tuple[int, int]] = []
+            for ino, start, end in zip(some.tolist(), starts.tolist(), ends.tolist(), strict=True):
+                found += [(ino, int(row)) for row in rows[start : min(end, start + links)]]
+                more[ino] = max(0, end - start - LINKS_MAX)
             self._learn([(int(leaf[row]), ino) for ino, row in found])
+            met: dict[tuple[int, int], int] = {}
             for ino, row in found:
-                above[ino] = self._at[row], self._names.get((int(leaf[row]), ino), b'?')
-            line = {self._at[row] for _, row in found} - above.keys()
-        return Up(above)
+                place = int(leaf[row]), ino
+                names, number = self._names.get(place, ()), met.get(place, 0)
+                met[place] = number + 1
+                name = names[number] if number < len(names) else b'?'
+                above.setdefault(ino, []).append((self._at[row], name))
+            line, links = {self._at[row] for _, row in found} - above.keys(), 1  # a directory has one name
+        return Up(above, more)
 
     def _learn(self, wanted: list[tuple[int, int]]) -> None:
         """Read names of (leaf, child) that are not known yet."""
@@ -295,8 +313,7 @@ class Entries:
                 missing.setdefault(node, set()).add(ino)
         for node, inos in missing.items():
             plain = self._read(node) if self._read is not None else None
-            for child, _, name in _named_in(plain, inos, directories=False):
-                self._names.setdefault((node, child), name)
+            self._keep(node, _named_in(plain, inos, directories=False), inos)
 
 
 def _leaf_hits(plain: bytes | None, wanted: Wanted) -> list[tuple[int, Hit]]:
@@ -333,28 +350,37 @@ def _hit(key: bytes, value: Any) -> Hit:
 
 
 class Up:
-    """Leads from inodes up to the top of one tree. `above`: by inode, its directory and its name there."""
+    """Leads from inodes up to the top of one tree. `above`: by inode, its directories and its names there;
+    `more`: how many names it has beyond these."""
 
-    def __init__(self, above: dict[int, tuple[int, bytes]]) -> None:
+    def __init__(self, above: dict[int, list[tuple[int, bytes]]], more: dict[int, int]) -> None:
         self._above = above
-        self._paths: dict[int, str] = {}
+        self._more = more
+        self._paths: dict[int, list[str]] = {}
 
-    def path(self, hit: Hit) -> str:
-        """Return the path of an inode, as far as it can be told."""
-        text = self._paths.get(hit.ino)
-        if text is None:
-            text = self._paths[hit.ino] = self._path(hit.ino)
-        return f'{text} ({hit.what})' if hit.what else text
+    def paths(self, hit: Hit) -> list[str]:
+        """Return the paths of an inode, as far as they can be told; at least one."""
+        texts = self._paths.get(hit.ino)
+        if texts is None:
+            texts = self._paths[hit.ino] = self._all(hit.ino)
+        return [f'{text} ({hit.what})' for text in texts] if hit.what else texts
 
-    def _path(self, ino: int) -> str:
-        parts: list[str] = []
-        seen: set[int] = set()
+    def _all(self, ino: int) -> list[str]:
+        if ino == limits.INO_ROOT or ino not in self._above:
+            return [self._path(ino, [])]
+        texts = [self._path(at, [printable(name)], ino) for at, name in self._above[ino]]
+        if self._more.get(ino):
+            texts[-1] += f' (and {self._more[ino]} more names)'
+        return texts
+
+    def _path(self, ino: int, parts: list[str], below: int = 0) -> str:
+        seen = {below}
         while ino != limits.INO_ROOT:
             found = self._above.get(ino)
             if found is None or ino in seen:  # a damaged directory may be its own parent
                 parts.append(f'(inode {ino})')
                 break
             seen.add(ino)
-            ino = found[0]
-            parts.append(printable(found[1]))
+            ino, name = found[0]
+            parts.append(printable(name))
         return '/' + '/'.join(reversed(parts))

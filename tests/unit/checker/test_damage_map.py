@@ -23,7 +23,7 @@ from tests.support.collecting import small_packs
 from tests.unit.checker.brute import Brute
 from tools.breaking.edit import Patient
 from tools.checker.check import Options, check
-from tools.checker.findings import DAMAGE, Report
+from tools.checker.findings import DAMAGE, Finding, Report
 
 # 38: only a deleted snapshot needed the chunk, and its files were not named.
 SEEDS = [*range(int(os.environ.get('MAP_SEEDS', '12'))), 38]
@@ -141,11 +141,24 @@ def test_the_map_is_that_of_who_walks_every_tree(
         _compare(report, Brute(path, full, known), f'seed {seed}, full {full}, {patient.said}')
 
 
+def _names_all(one: Finding, brute: Brute, where: str) -> None:
+    """A file with several names is told by each of them."""
+    for tree in brute.trees:
+        for _, root, ino, start, end, what in tree.losses:
+            lines = {
+                (root, f'{path or "/"} ({what})' if what else path or '/', start, end)
+                for path in tree.paths(ino)
+            }
+            told = lines & set(one.files)
+            assert told in (set(), lines), f'{where}: {one.place} names {told}, and not {lines - told}'
+
+
 def _compare(report: Report, brute: Brute, where: str) -> None:
     means = brute.shown()
     told = [one for one in report.findings if one.severity == DAMAGE and one.code in OF_BYTES]
     found = set()
     for one in told:
+        _names_all(one, brute, where)
         for file in one.files:
             assert file in means, f'{where}: {one.code} {one.place} names {file}, which is whole'
             losses = means[file]
