@@ -224,6 +224,8 @@ class Recovering:
         return {
             'snapshot': f'{wish.volume}@{wish.snapshot}',
             'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
+            'names_lost': list(healed.rest.names),
+            'also_named': [{'path': path, 'other': other} for path, other in healed.first.also],
             'put_back': {'packs': self._put_back.packs, 'nodes': len(self._put_back.nodes)},
             'nodes_read': healed.first.nodes,
             'references': healed.first.references,
