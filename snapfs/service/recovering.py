@@ -320,7 +320,8 @@ def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:
     donor, unknown = healed.get(one.id), None
     source = 'zeros' if one.kind == 1 else None
     if one.kind == 2:
-        unknown = f'names and files of inodes {_ino(one.low)} to {_ino(one.high)}'
+        end = f'to {_ino(one.high)}' if _ino(one.high) <= limits.INO_MAX else 'on'
+        unknown = f'names and files of inodes {_ino(one.low)} {end}'
     return {
         'chunk': one.id.hex(),
         'kind': 'node' if one.kind == 2 else 'data',

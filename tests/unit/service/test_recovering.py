@@ -12,8 +12,10 @@ import pytest
 
 from snapfs import limits
 from snapfs.errors import Invalid, Latched, Refused
+from snapfs.format.keys import inode_key
 from snapfs.rescue.recover_values import Lost, Use
 from snapfs.rescue.sibling import Sibling
+from snapfs.rescue.survey import KEY_END
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish, _told_one
 from snapfs.service.whole_again import WholeAgain
@@ -349,6 +351,12 @@ def test_a_chunk_that_stands_twice_in_a_row_in_a_file_is_one_range():
         ('/a', 0, 20, None), ('/a', 30, 40, None), ('/b', 40, 50, None),
         ('/b', None, None, 'user.a'), ('/b', None, None, 'user.b'),
     ]  # fmt: skip
+
+
+def test_the_inodes_of_a_lost_node_are_told_without_a_number_that_no_inode_has():
+    low, high = inode_key(17), inode_key(20)
+    told = [_told_one(Lost(b'i' * 32, 2, 'gone', (), (), low, end), {})['unknown'] for end in (high, KEY_END)]
+    assert told == ['names and files of inodes 17 to 20', 'names and files of inodes 17 on']
 
 
 @pytest.mark.parametrize('held', [False, True])
