@@ -197,6 +197,11 @@ class Recovering:
         if store.latched is not None and not wish.dry_run:
             error = store.disk.refusal('the store is read-only, and a recovery writes: ')
             error.advice = 'Copy the store to a disk that works, and recover there.'
+            if store.stopped_before:  # a copy has the incident as well
+                error.advice = (
+                    'When its disk works again, or in a copy on one that does: snapfs incident list, snapfs '
+                    'incident ack NUMBER; then recover.'
+                )
             raise error
         if not wish.dry_run and store.free_bytes() < limits.FREE_BYTES_MIN:
             raise Refused(28, f'a recovery needs {limits.FREE_BYTES_MIN // limits.MIB} MiB of free space')

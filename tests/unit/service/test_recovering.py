@@ -290,6 +290,23 @@ def test_where_it_could_make_things_worse_it_refuses(whole, tmp_path, monkeypatc
         on(path, latched)  # the close says so, too
 
 
+def test_a_store_that_has_stopped_is_not_helped_by_a_copy_of_it(whole, tmp_path):
+    """The copy has the incident as well: it refused in the same words, in a circle."""
+    path = whole_copy(whole, tmp_path)
+
+    async def stop(collecting: Collecting) -> None:
+        collecting.engine.store.latch('a sync failed')
+
+    async def recover(collecting: Collecting) -> None:
+        with pytest.raises(Latched, match='a recovery writes') as refused:
+            await Recovering(collecting).run(wish())
+        assert 'snapfs incident ack' in str(refused.value.advice)
+
+    with pytest.raises(Latched, match='a sync failed'):
+        on(path, stop)
+    on(path, recover)
+
+
 def test_a_second_sibling_gets_another_name(whole, tmp_path):
     path = whole_copy(whole, tmp_path)
     break_it(path, 'payload-flip', seed=1)
