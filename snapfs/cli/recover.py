@@ -78,6 +78,8 @@ def _render(found: Any) -> None:
             ranges.append(((use['path'], use['attribute'], donor), use['start'], use['end']))
     for (path, attribute, donor), start, end in output.joined(ranges):
         rows.append((path, attribute if start is None else f'{start} to {end}', donor))
+    rows += [(path, 'all of it', '' if found['dry_run'] else 'nobody') for path in found['names_lost']]
+    rows += [(one['other'], f'as {one["path"]}', '') for one in found['also_named']]
     rows = list(dict.fromkeys(rows))  # leaves of one large directory are lost in the same words
     source, put_back = found['source'], any(found['put_back'].values())
     if put_back:

@@ -224,9 +224,12 @@ def _is_there(store: Store, wanted: RecordHeader, location: Location) -> bool:
 
 def read_pack(store: Store, row: PackRow) -> Iterator[tuple[int, RecordHeader]]:
     """Yield (offset, header) of every record of a sealed pack; Corrupt unless it is whole, as the catalog and
-    its own footer say."""
+    its own footer say, and Vanished when it is not there."""
     disk: Disk = store.disk
-    fd = disk.open_read(pack_path(store.path / 'packs', row.kind, row.name))
+    try:
+        fd = disk.open_read(pack_path(store.path / 'packs', row.kind, row.name))
+    except FileNotFoundError as error:
+        raise Vanished(f'pack {row.name.hex()} has vanished') from error
     try:
         size = disk.size(fd)
         if size != row.bytes or size < PACK_HEADER_BYTES + TRAILER_BYTES:

@@ -6,15 +6,17 @@ change, and not the tree."""
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable, Iterator
 
 from snapfs import limits
-from snapfs.format.items import INODE_MODE, INODE_NLINK, INODE_SIZE
-from snapfs.format.keys import DIRENT, INODE, ORPHAN, suffix_number
+from snapfs.format.items import INODE_ALLOCATED, INODE_MODE, INODE_NLINK, INODE_SIZE
+from snapfs.format.keys import DIRENT, EXTENT, INODE, ORPHAN, suffix_number
 from snapfs.format.nodes import Leaf
 from snapfs.rescue.recover_values import Mend
 from snapfs.rescue.work_table import WorkTable
 
 DIRECTORY = stat.S_IFDIR >> 12
+FILE = stat.S_IFREG >> 12
 TABLES = (
     'CREATE TABLE inode (ino INTEGER PRIMARY KEY, kind INTEGER, nlink INTEGER, size INTEGER)',
     'CREATE TABLE entry (at INTEGER, child INTEGER, name BLOB, kind INTEGER)',
@@ -46,7 +48,10 @@ class Links:
     """The links of a tree: give it every leaf that can be read, then call `mend`. `close` when done.
     Unavailable when there is no room for temporary files."""
 
-    def __init__(self) -> None:
+    def __init__(self, cut: Iterable[int] = ()) -> None:
+        """`cut`: inodes that may have lost a part of their items."""
+        self._cut: dict[int, list[int]] = {ino: [] for ino in cut}  # size and bytes, of those that are files
+        self._parts = dict.fromkeys(self._cut, 0)
         self._table = WorkTable(None, TABLES)
 
     def close(self) -> None:
@@ -60,10 +65,14 @@ class Links:
             ino = int.from_bytes(key[:8], 'big')
             if key[8] == INODE:
                 add(ADD_INODE, (ino, value[INODE_MODE] >> 12, value[INODE_NLINK], value[INODE_SIZE]))
+                if ino in self._cut and value[INODE_MODE] >> 12 == FILE:
+                    self._cut[ino] = [value[INODE_SIZE], value[INODE_ALLOCATED]]
             elif key[8] == ORPHAN:
                 add(ADD_ORPHAN, (suffix_number(key),))
             else:
                 add(ADD_ITEMS, (ino,))
+                if key[8] == EXTENT and ino in self._cut:
+                    self._parts[ino] += value[0]
                 for name, child, child_type in value if key[8] == DIRENT else ():
                     add(ADD_ENTRY, (ino, child, name, child_type))
 
@@ -82,4 +91,9 @@ class Links:
                 sizes.append((ino, size))
             if ino != limits.INO_ROOT and not names:
                 found.append((ino, kind))
-        return Mend(gone, entries, tuple(link_counts), tuple(sizes), tuple(found))
+        return Mend(gone, entries, tuple(link_counts), tuple(sizes), tuple(found), tuple(self._what_is_cut()))
+
+    def _what_is_cut(self) -> Iterator[tuple[int, int, int]]:
+        for ino, inode in sorted(self._cut.items()):
+            if inode and inode[1] > self._parts[ino]:
+                yield ino, inode[0], inode[1] - self._parts[ino]

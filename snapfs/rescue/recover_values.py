@@ -70,20 +70,23 @@ class Mend:
     """What has to change so that a tree with parts cut out is one that a filesystem can have. `gone`:
     inodes whose items all go; `entries`: (directory, name in hexadecimal) that lead nowhere; `links`,
     `sizes`: (inode, names) and (directory, entries) as they are then; `found`: (inode, type) that no name
-    leads to any more."""
+    leads to any more; `cut`: files that have lost a part of their items, as (inode, size, bytes that
+    went)."""
 
     gone: tuple[int, ...] = ()
     entries: tuple[tuple[int, str], ...] = ()
     links: tuple[tuple[int, int], ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
     found: tuple[tuple[int, int], ...] = ()
+    cut: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """The result: what is lost, and the mend for a tree without its lost nodes. Counts of what was looked at:
     `nodes` that were read, `references` that were looked up, `bytes` of data that were read and hashed, and
-    chunks of data that are there, `unhashed`."""
+    chunks of data that are there, `unhashed`. `names`: paths that stand in a directory and lead to what is
+    lost; `also`: a path that is named, and another name of the same file."""
 
     lost: tuple[Lost, ...]
     mend: Mend
@@ -91,6 +94,8 @@ class Survey:
     references: int
     bytes: int
     unhashed: int
+    names: tuple[str, ...] = ()
+    also: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

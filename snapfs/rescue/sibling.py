@@ -211,6 +211,10 @@ class Sibling:
             self._set(ino, nlink=count)
         for ino, count in mend.sizes:
             self._set(ino, size=count)
+        for ino, _, count in mend.cut:
+            value = self._get(inode_key(ino))
+            if value is not None:
+                self._set(ino, allocated=value[INODE_ALLOCATED] - count)
         if not mend.found:
             return
         folder = self._new_directory(limits.INO_ROOT, FOUND)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from snapfs import limits
 from snapfs.errors import Corrupt, Unavailable
-from snapfs.format.keys import DIRENT, EXTENT, XATTR, decode_key, ino_range, suffix_number
+from snapfs.format.keys import DIRENT, EXTENT, INODE, XATTR, decode_key, ino_range, suffix_number
 from snapfs.format.nodes import Branch, Leaf, decode_node
 from snapfs.rescue import donors
 from snapfs.rescue.links import DIRECTORY, Links
@@ -24,7 +24,9 @@ from snapfs.rescue.work_table import WorkTable
 
 Progress = Callable[[int, int], None]
 KEY_END = ino_range(limits.INO_MAX)[1]
-ABOVE = 'CREATE TABLE above (child INTEGER PRIMARY KEY, at INTEGER, name BLOB)'
+ABOVE = (
+    'CREATE TABLE above (child INTEGER, at INTEGER, name BLOB, PRIMARY KEY (child, at, name)) WITHOUT ROWID'
+)
 ADD_ABOVE = 'INSERT OR IGNORE INTO above VALUES (?, ?, ?)'
 FIND_ABOVE = 'SELECT at, name FROM above WHERE child = ?'
 
@@ -53,20 +55,25 @@ class _Survey:
         self._lost: dict[bytes, Lost] = {}
         self._uses: dict[bytes, list[Use]] = {}
         self._nodes = self._references = 0
+        self._also: list[tuple[str, str]] = []
 
     def run(self) -> Survey:
         for _ in self._leaves(self._on_leaf):
             pass
         self._look()
         broken = [one for one in self._lost.values() if one.kind == 2]
-        mend = self._mend() if broken else Mend()
+        mend = self._mend(broken) if broken else Mend()
+        self._note_cut(broken, mend)
         paths = self._paths({use.ino for uses in self._uses.values() for use in uses})
+        above = self._paths({at for at, _ in mend.entries}, also=False)
+        names = (f'{above[at].rstrip("/")}/{_text_of(bytes.fromhex(name))}' for at, name in mend.entries)
         lost = []
         for id, one in self._lost.items():
             uses = [replace(use, path=paths[use.ino]) for use in self._uses.get(id, ())]
             lost.append(replace(one, uses=tuple(uses)))
         seen = self._presence
-        return Survey(tuple(lost), mend, self._nodes, self._references, seen.bytes, seen.unhashed)
+        counts = (self._nodes, self._references, seen.bytes, seen.unhashed)
+        return Survey(tuple(lost), mend, *counts, tuple(names), tuple(self._also))
 
     # --- walking -----------------------------------------------------------------------------------------
     def _leaves(self, see: Callable[[Leaf], None]) -> Iterator[None]:
@@ -135,9 +142,20 @@ class _Survey:
             end, name = (start + value[0], '') if key[8] == EXTENT else (0, suffix.hex())
             self._uses.setdefault(id, []).append(Use(ino, '', start, end, name))
 
+    def _note_cut(self, broken: list[Lost], mend: Mend) -> None:
+        """A lost node may begin in the middle of a file, whose beginning is there: say what it has lost."""
+        sizes = {ino: size for ino, size, _ in mend.cut}
+        for one in broken:
+            ino = int.from_bytes(one.low[:8], 'big')
+            if ino in sizes and one.low[8] == EXTENT:
+                same = one.high[:9] == one.low[:9]
+                end = min(sizes[ino], suffix_number(one.high)) if same else sizes[ino]
+                self._uses.setdefault(one.id, []).append(Use(ino, '', suffix_number(one.low), end))
+
     # --- names and links ---------------------------------------------------------------------------------
-    def _paths(self, inos: set[int]) -> dict[int, str]:
-        """Return a path of each inode, as far as one leads there."""
+    def _paths(self, inos: set[int], also: bool = True) -> dict[int, str]:
+        """Return a path of each inode, as far as one leads there; note other names of a file as well, where
+        `also` is wanted."""
         if not inos:
             return {}
         table = WorkTable(None, (ABOVE,))
@@ -152,12 +170,16 @@ class _Survey:
         try:
             for _ in self._leaves(see):
                 pass
-            return {ino: _path(ino, table) for ino in inos}
+            paths = {ino: _path(ino, table) for ino in inos}
+            for ino in sorted(inos) if also else ():
+                for at, name in list(table.query(FIND_ABOVE, (ino,)))[1:]:
+                    self._also.append((paths[ino], f'{_path(at, table).rstrip("/")}/{_text_of(bytes(name))}'))
+            return paths
         finally:
             table.close()
 
-    def _mend(self) -> Mend:
-        links = Links()
+    def _mend(self, broken: list[Lost]) -> Mend:
+        links = Links({int.from_bytes(one.low[:8], 'big') for one in broken if one.low[8] > INODE})
         try:
             for _ in self._leaves(links.see):
                 pass
@@ -176,8 +198,12 @@ def _path(ino: int, above: WorkTable) -> str:
             break
         seen.add(ino)
         ino = found[0]
-        parts.append(bytes(found[1]).decode('utf-8', 'surrogateescape'))
+        parts.append(_text_of(bytes(found[1])))
     return '/' + '/'.join(reversed(parts))
+
+
+def _text_of(name: bytes) -> str:
+    return name.decode('utf-8', 'surrogateescape')
 
 
 def _text(error: Exception) -> str:

@@ -197,6 +197,11 @@ class Recovering:
         if store.latched is not None and not wish.dry_run:
             error = store.disk.refusal('the store is read-only, and a recovery writes: ')
             error.advice = 'Copy the store to a disk that works, and recover there.'
+            if store.stopped_before:  # a copy has the incident as well
+                error.advice = (
+                    'When its disk works again, or in a copy on one that does: snapfs incident list, snapfs '
+                    'incident ack NUMBER; then recover.'
+                )
             raise error
         if not wish.dry_run and store.free_bytes() < limits.FREE_BYTES_MIN:
             raise Refused(28, f'a recovery needs {limits.FREE_BYTES_MIN // limits.MIB} MiB of free space')
@@ -224,6 +229,8 @@ class Recovering:
         return {
             'snapshot': f'{wish.volume}@{wish.snapshot}',
             'lost': [_told_one(one, healed.donors) for one in healed.first.lost],
+            'names_lost': list(healed.rest.names),
+            'also_named': [{'path': path, 'other': other} for path, other in healed.first.also],
             'put_back': {'packs': self._put_back.packs, 'nodes': len(self._put_back.nodes)},
             'nodes_read': healed.first.nodes,
             'references': healed.first.references,
@@ -318,7 +325,8 @@ def _told_one(one: Lost, healed: dict[bytes, Donor]) -> Object:
     donor, unknown = healed.get(one.id), None
     source = 'zeros' if one.kind == 1 else None
     if one.kind == 2:
-        unknown = f'names and files of inodes {_ino(one.low)} to {_ino(one.high)}'
+        end = f'to {_ino(one.high)}' if _ino(one.high) <= limits.INO_MAX else 'on'
+        unknown = f'names and files of inodes {_ino(one.low)} {end}'
     return {
         'chunk': one.id.hex(),
         'kind': 'node' if one.kind == 2 else 'data',

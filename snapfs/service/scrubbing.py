@@ -29,6 +29,7 @@ log = logging.getLogger('snapfs.scrub')
 
 Object = dict[str, Any]
 SECOND_NS = 10**9
+NAMES_TOLD = 5  # in one line of an incident; `snapfs damage` tells all
 
 
 class Scrubbing:
@@ -255,7 +256,7 @@ class Scrubbing:
         ) as error:  # a lost node: then nobody can be told apart, and the damage stands all the same
             log.error('who needs what is lost cannot be told: %s', error)
             nobody = 'who needs it cannot be told'
-        where = f'in {", ".join(names[:5])}' if names else nobody
+        where = f'in {_few_of(names)}' if names else nobody
         first = found.bad[0].why if found.bad else 'see the log'
         text = f'a scrub found {found.bad_count} damaged chunks, {where}: {first}'
         evidence = {'scrub.json': {one.id.hex(): one.why for one in found.bad[:1000]}}
@@ -271,6 +272,11 @@ class Scrubbing:
         elif kind != 'snapshot':
             return
         self._engine.core.report_damage(f'a scrub found damaged chunks that view {view} needs', view)
+
+
+def _few_of(names: list[str]) -> str:
+    more = f' and {len(names) - NAMES_TOLD} more' if len(names) > NAMES_TOLD else ''
+    return ', '.join(names[:NAMES_TOLD]) + more
 
 
 def _slot(id: bytes) -> int:

@@ -107,3 +107,18 @@ def the_past_is_there(volume: Path) -> None:
     assert names(volume / '.snapshots/three') == ['one', 'three', 'two']
     assert (volume / '.snapshots/three/three').read_text() == 'three'
     refused(errno.EIO, os.listdir, volume / '.snapshots/two')
+
+
+def test_a_pack_that_goes_while_it_is_written_to(mounted: Mount) -> None:
+    """A daemon has the newest pack open. What it writes there once the name is gone is gone as well."""
+    home, data = mounted.path / 'home', random.Random(4).randbytes(SIZE)
+    write_durably(home / 'lost', data, 0)
+    mounted.restart()  # clean: the daemon goes on with the pack
+    mounted.expected += ['is missing', 'is left as it is', 'damaged: ', 'is no longer there']
+    (pack,) = (path for path in (mounted.store / 'packs/data').rglob('*') if path.is_file())
+    pack.unlink()
+    write_durably(home / 'new', data[::-1], 0)
+    assert (home / 'new').read_bytes() == data[::-1]
+    refused(errno.EIO, pread, home / 'lost', 4096, MIDDLE)
+    mounted.restart()
+    assert (home / 'new').read_bytes() == data[::-1]

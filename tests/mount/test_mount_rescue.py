@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from snapfs.format.keys import DIRENT, EXTENT, INODE, suffix_number
+from snapfs.format.nodes import Leaf, decode_node
+from snapfs.format.records import decode_header, decode_payload
 from tests.support.mounted import SNAPFS, Mount
 from tests.support.mounted import run as run_program
 
@@ -115,3 +120,66 @@ def test_donors_below_the_own_mount_are_refused_and_nobody_hangs(mounted: Mount)
     assert 'cannot be searched' in run_program(SNAPFS, *words, home / 'nowhere', fails=True)
     assert 'is not a directory' in run_program(SNAPFS, *words, home / 'file', fails=True)
     assert 'has lost nothing' in run_program(SNAPFS, *words, mounted.store)
+
+
+def spoil_leaves(store: Path) -> set[int]:
+    """Turn a byte round in a leaf of a snapshot that begins in the middle of a file, and in one that begins
+    with a file; neither knows names. Return the kinds of key that they begin with. Second copies go."""
+    with sqlite3.connect(f'file:{store / "catalog.sqlite"}?mode=ro', uri=True) as db:
+        text = (
+            'SELECT c.id, p.name, c.offset, c.stored FROM chunk c JOIN pack p USING (pack) WHERE c.kind = 2'
+        )
+        places = {id: place for id, *place in db.execute(text)}
+        todo = [root for (root,) in db.execute('SELECT root FROM snapshot')]
+    spoilt: set[int] = set()
+    while todo:
+        name, offset, stored = places[todo.pop()]
+        pack = store / 'packs' / 'meta' / name.hex()[:2] / name.hex()
+        data = bytearray(pack.read_bytes())
+        plain = decode_payload(decode_header(data, offset), data[offset + 52 : offset + 52 + stored])
+        node = decode_node(plain)
+        if not isinstance(node, Leaf):
+            todo += node.children
+            continue
+        kind = node.keys[0][8]
+        wanted = kind == INODE or (kind == EXTENT and suffix_number(node.keys[0]) > 0)
+        nameless = not any(key[8] == DIRENT for key in node.keys)
+        if kind not in spoilt and nameless and wanted:
+            spoilt.add(kind)
+            data[offset + 52 + stored // 2] ^= 1
+            pack.write_bytes(data)
+    shutil.rmtree(store / 'mirror')
+    return spoilt
+
+
+@pytest.mark.slow
+def test_each_file_of_a_sibling_that_is_not_as_it_was_is_named(mounted: Mount) -> None:
+    """Zeros that nobody tells of are the worst that a recovery can do."""
+    home, rng = mounted.path / 'home', random.Random(5)
+    (home / 'big').write_bytes(rng.randbytes(24 << 20))
+    (home / 'hard link').hardlink_to(home / 'big')
+    for number in range(400):
+        (home / f'small {number}').write_bytes(rng.randbytes(100))
+    (home / '.snapshots' / 'monday').mkdir()
+    wanted = {path.name: path.read_bytes() for path in home.iterdir()}
+    mounted.stop()
+    assert spoil_leaves(mounted.store) == {INODE, EXTENT}
+    mounted.expected += ['damaged: ', 'another id', 'was recovered as', 'found no donor']
+    mounted.start()
+    told = run_program(SNAPFS, 'recover', 'home@monday', '--store', mounted.store, fails=True)
+    sibling = home / '.snapshots' / 'monday-recovered'
+    report = json.loads((sibling / 'DAMAGE.json').read_text())
+    ranges = [one for lost in report['lost'] for one in lost['ranges']]
+    named = {one['path'] for one in ranges} | set(report['names_lost'])
+    named |= {one['other'] for one in report['also_named']}
+    there = {path.name: path.read_bytes() for path in sibling.iterdir() if path.is_file()}
+    wrong = {name for name, data in wanted.items() if there.get(name) != data}
+    assert {'big', 'hard link'} <= wrong and len(wrong) > 2
+    assert named == {f'/{name}' for name in wrong}
+    assert all(path in told for path in named)
+    (hole,) = ranges
+    zeros = bytes(hole['end'] - hole['start'])
+    assert there['big'] == wanted['big'][: hole['start']] + zeros + wanted['big'][hole['end'] :]
+    mounted.stop()
+    fsck = run_program(SNAPFS, 'fsck', mounted.store, fails=True)
+    assert 'monday-recovered' not in fsck, 'nothing is wrong with the sibling'

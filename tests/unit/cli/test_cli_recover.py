@@ -114,6 +114,7 @@ def test_the_chunks_of_one_stretch_of_a_file_are_one_row(capsysbinary):
 
     found = {
         'lost': [lost(0, 'zeros'), lost(10, 'zeros'), lost(20, '/d at 0'), lost(30, 'zeros')],
+        'names_lost': [], 'also_named': [],
         'dry_run': False, 'source': None, 'put_back': {}, 'sibling': 'home@new', 'snapshot': 'home@old',
         'unhashed': 0,
     }  # fmt: skip

@@ -477,6 +477,17 @@ def test_a_damaged_record_ends_the_repacking_and_changes_nothing(store, receipts
     assert {path for path in (store.path / 'packs').rglob('*') if path.is_file()} == files
 
 
+def test_a_pack_that_is_gone_ends_the_repacking_as_a_damaged_one_does(store, receipts):
+    """A part of what it had came back elsewhere, so it is wasteful; the collector must not die of it."""
+    waste_of(store)
+    chosen = choose(sealed(store), 0.5)
+    path_of(store, chosen[0].row).unlink()
+    rows = store.catalog.query('SELECT * FROM chunk')
+    with pytest.raises(Corrupt, match='has vanished'):
+        repack(store, chosen, receipts)
+    assert store.catalog.query('SELECT * FROM chunk') == rows
+
+
 def test_a_crash_before_the_new_pack_is_known_loses_nothing(store, receipts, monkeypatch):
     left = waste_of(store)
 

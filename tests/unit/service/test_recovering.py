@@ -12,8 +12,10 @@ import pytest
 
 from snapfs import limits
 from snapfs.errors import Invalid, Latched, Refused
+from snapfs.format.keys import inode_key
 from snapfs.rescue.recover_values import Lost, Use
 from snapfs.rescue.sibling import Sibling
+from snapfs.rescue.survey import KEY_END
 from snapfs.service.collecting import Collecting
 from snapfs.service.recovering import Recovering, Wish, _told_one
 from snapfs.service.whole_again import WholeAgain
@@ -288,6 +290,23 @@ def test_where_it_could_make_things_worse_it_refuses(whole, tmp_path, monkeypatc
         on(path, latched)  # the close says so, too
 
 
+def test_a_store_that_has_stopped_is_not_helped_by_a_copy_of_it(whole, tmp_path):
+    """The copy has the incident as well: it refused in the same words, in a circle."""
+    path = whole_copy(whole, tmp_path)
+
+    async def stop(collecting: Collecting) -> None:
+        collecting.engine.store.latch('a sync failed')
+
+    async def recover(collecting: Collecting) -> None:
+        with pytest.raises(Latched, match='a recovery writes') as refused:
+            await Recovering(collecting).run(wish())
+        assert 'snapfs incident ack' in str(refused.value.advice)
+
+    with pytest.raises(Latched, match='a sync failed'):
+        on(path, stop)
+    on(path, recover)
+
+
 def test_a_second_sibling_gets_another_name(whole, tmp_path):
     path = whole_copy(whole, tmp_path)
     break_it(path, 'payload-flip', seed=1)
@@ -349,6 +368,12 @@ def test_a_chunk_that_stands_twice_in_a_row_in_a_file_is_one_range():
         ('/a', 0, 20, None), ('/a', 30, 40, None), ('/b', 40, 50, None),
         ('/b', None, None, 'user.a'), ('/b', None, None, 'user.b'),
     ]  # fmt: skip
+
+
+def test_the_inodes_of_a_lost_node_are_told_without_a_number_that_no_inode_has():
+    low, high = inode_key(17), inode_key(20)
+    told = [_told_one(Lost(b'i' * 32, 2, 'gone', (), (), low, end), {})['unknown'] for end in (high, KEY_END)]
+    assert told == ['names and files of inodes 17 to 20', 'names and files of inodes 17 on']
 
 
 @pytest.mark.parametrize('held', [False, True])

@@ -14,7 +14,7 @@ from snapfs.format.ids import data_id
 from snapfs.rescue.scrub import scrub
 from snapfs.rescue.scrub_values import SLOTS, ScrubSpec, slots_of
 from snapfs.service.collecting import Collecting
-from snapfs.service.scrubbing import Scrubbing
+from snapfs.service.scrubbing import Scrubbing, _few_of
 from snapfs.store.verified import Coverage
 from tests.support.collecting import DAY, collected, forget, noise, remove_file, write_file
 
@@ -226,3 +226,9 @@ async def test_one_that_has_nothing_to_read_says_why_and_until_when(collecting, 
     assert 'Nothing was read' in told and 'due again from' in told and 'snapfs scrub --again' in told
     again = await scrubbing.run(range(SLOTS), 0, again=True)
     assert (again['slots'], again['due_ns']) == (SLOTS, None)
+
+
+def test_names_that_are_left_out_are_counted():
+    """A list of five that breaks off says that nobody else is concerned."""
+    assert _few_of([f'home@{number}' for number in range(5)]) == 'home@0, home@1, home@2, home@3, home@4'
+    assert _few_of([f'home@{number}' for number in range(7)]).endswith('home@4 and 2 more')
