@@ -122,18 +122,6 @@ class Disk:
         """Return the size in bytes of an open descriptor or of a path (not followed)."""
         return os.fstat(where).st_size if isinstance(where, int) else os.lstat(where).st_size
 
-    def is_at(self, fd: int, path: Path) -> bool:
-        """Say whether an open file still has this name. Only a name that the disk says is gone, or is of
-        another file, is a no (P10)."""
-        mine = os.fstat(fd)
-        try:
-            found = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:
-            return True
-        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
-
     def pread(self, fd: int, count: int, offset: int) -> Buffer:
         """Return up to `count` bytes at `offset`; fewer only at the end of the file. Corrupt on an I/O error.
         The caller has checked `count` against a limit."""

@@ -8,7 +8,6 @@ a cleanly closed store is continued; after an unclean stop recovery.py seals it.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ from snapfs.format.records import (
 from snapfs.store.durable import Buffer, Disk
 from snapfs.store.rows import PackRow
 from snapfs.store.taken_away import put_back
-
-log = logging.getLogger('snapfs.store')
 
 FOLDERS = {RecordKind.DATA: 'data', RecordKind.NODE: 'meta'}
 BYTES_MAX = {RecordKind.DATA: limits.PACK_DATA_BYTES_MAX, RecordKind.NODE: limits.PACK_META_BYTES_MAX}
@@ -232,7 +229,6 @@ class PackWriter:
 
     def _room(self, size: int) -> OpenPack:
         """Return the open pack, after sealing it and beginning another when `size` bytes do not fit."""
-        self._leave_what_is_gone()
         pack = self._open
         if pack is not None and (
             pack.bytes + size > self.bytes_max or pack.records >= limits.PACK_RECORDS_FULL
@@ -245,22 +241,10 @@ class PackWriter:
             self._open = pack = self._create()
         return pack
 
-    def _leave_what_is_gone(self) -> None:
-        """Somebody removed the open pack: what is written there next would be gone as well, and a recovery
-        would put back what it found into nothing. So another one is begun. Where bytes wait in it for a
-        sync, they are lost, and that sync has to say so."""
-        pack = self._open
-        if pack is None or pack.synced_bytes < pack.bytes or self._disk.is_at(pack.fd, pack.path):
-            return
-        log.error('pack %s is no longer there; what comes next goes into another', pack.name.hex())
-        self._open = None
-        self._disk.close(pack.fd)
-
     def seal(self, number: int) -> None:
         """End the open pack, if it is the one with this number; the next record begins another. The
         catalog learns of it at the next commit."""
         with self._lock:
-            self._leave_what_is_gone()
             pack = self._open
             if pack is not None and pack.number == number and pack.records:
                 self._seal(pack)
@@ -343,8 +327,6 @@ class PackWriter:
             self.put_back()  # what is synced must be found by its name
         for pack, _, _, _ in work:
             self._disk.sync_data(pack.fd)
-            if not self._disk.is_at(pack.fd, pack.path):
-                raise self._disk.latch(f'pack {pack.name.hex()} was removed while it was written to')  # P4
         for folder in dict.fromkeys(pack.path.parent for pack, _, _, _ in work if not pack.named):
             self._disk.sync_directory(folder)
         if folders:

@@ -4,10 +4,11 @@ import errno
 import os
 import random
 import stat
+import subprocess
 from pathlib import Path
 
 from tests.support.losses import lose_top_node
-from tests.support.mounted import Mount, names, refused
+from tests.support.mounted import SNAPFS, Mount, names, refused, run
 
 SIZE = 1 << 20
 MIDDLE = SIZE // 2
@@ -110,15 +111,37 @@ def the_past_is_there(volume: Path) -> None:
 
 
 def test_a_pack_that_goes_while_it_is_written_to(mounted: Mount) -> None:
-    """A daemon has the newest pack open. What it writes there once the name is gone is gone as well."""
+    """A daemon has the newest pack open: it still has every byte, and writes them under their name again."""
     home, data = mounted.path / 'home', random.Random(4).randbytes(SIZE)
-    write_durably(home / 'lost', data, 0)
+    write_durably(home / 'old', data, 0)
     mounted.restart()  # clean: the daemon goes on with the pack
-    mounted.expected += ['is missing', 'is left as it is', 'damaged: ', 'is no longer there']
+    mounted.expected += ['it is put back']
     (pack,) = (path for path in (mounted.store / 'packs/data').rglob('*') if path.is_file())
     pack.unlink()
     write_durably(home / 'new', data[::-1], 0)
-    assert (home / 'new').read_bytes() == data[::-1]
-    refused(errno.EIO, pread, home / 'lost', 4096, MIDDLE)
+    assert pack.exists()
+    pack.unlink()
+    assert (home / 'old').read_bytes() == data and (home / 'new').read_bytes() == data[::-1]
     mounted.restart()
-    assert (home / 'new').read_bytes() == data[::-1]
+    assert (home / 'old').read_bytes() == data and (home / 'new').read_bytes() == data[::-1]
+
+
+def test_a_catalog_that_goes_while_it_is_written_to(mounted: Mount) -> None:
+    """SQLite still has it: it comes back with all that was committed, and nothing more is written."""
+    home = mounted.path / 'home'
+    os.mkdir(home / '.snapshots/early')
+    mounted.expected += ['was deleted, or replaced', 'put back', 'read-only', 'stops writing', 'not closed']
+    for path in mounted.store.glob('catalog.sqlite*'):
+        path.unlink()
+    refused(errno.EROFS, os.mkdir, home / '.snapshots/late')
+    assert (mounted.path / '.snapfs/health').read_text().startswith('read-only: ')
+    subprocess.run([SNAPFS, 'umount', mounted.path], check=False)  # 12: it did not close clean
+    mounted.start()
+    assert names(home / '.snapshots') == ['early']
+    mounted.snapfs('incident', 'ack', '1')
+    subprocess.run([SNAPFS, 'umount', mounted.path], check=False)  # 12: it did not close clean
+    mounted.start()
+    os.mkdir(home / '.snapshots/late')
+    assert names(home / '.snapshots') == ['early', 'late']
+    mounted.stop()
+    assert '0 damages' in run(SNAPFS, 'fsck', mounted.store)

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from snapfs import limits
-from snapfs.errors import Corrupt, Latched, Refused
+from snapfs.errors import Corrupt, Refused
 from snapfs.format.codec import Compressor
 from snapfs.format.ids import chunk_id
 from snapfs.format.packs import (
@@ -323,28 +323,26 @@ def test_numbers_of_packs_found_on_disk(sim):
 
 
 @pytest.mark.parametrize('how', ['removed', 'moved', 'replaced'])
-def test_an_open_pack_that_is_no_longer_there_is_left(sim, tmp_path, how):
+@pytest.mark.parametrize('synced', [False, True])
+def test_an_open_pack_that_is_no_longer_there_comes_back(sim, tmp_path, how, synced):
+    """Also what was not synced yet; and the next one is another."""
     writer, numbers = writer_on(sim)
-    (first, _), *_ = writer.append(encoded(plains_of(1, 1)))
-    writer.sync()
+    ((first, one),) = writer.append(encoded(plains_of(1, 1)))
+    if synced:
+        writer.sync()
     path = pack_path(sim.root, RecordKind.DATA, numbers.packs[first][0])
     path.rename(tmp_path / 'away')
     if how == 'removed':
         (tmp_path / 'away').unlink()
     elif how == 'replaced':
         path.write_bytes(b'another file')
+    ((number, two),) = writer.append(encoded(plains_of(2, 1)))
+    assert number == first
     writer.seal(first)
-    ((second, (entry,)),) = writer.append(encoded(plains_of(2, 1)))
     (row,) = writer.sync()
-    assert (row.pack, row.records) == (second, 1)
+    assert (row.pack, row.records, row.state) == (first, 2, 'sealed')
+    data = path.read_bytes()
+    start = footer_offset(data[-TRAILER_BYTES:], len(data))
+    assert decode_footer(data[start:], len(data), row.name) == [*one, *two]
+    ((second, _),) = writer.append(encoded(plains_of(3, 1)))
     assert second != first
-    assert content(sim, numbers, second)[entry.offset :]
-
-
-def test_records_of_a_pack_that_went_before_their_sync_are_not_called_durable(sim):
-    writer, numbers = writer_on(sim)
-    ((number, _),) = writer.append(encoded(plains_of(1, 1)))
-    pack_path(sim.root, RecordKind.DATA, numbers.packs[number][0]).unlink()
-    with pytest.raises(Latched, match='was removed while'):
-        writer.sync()
-    assert sim.latched is not None
