@@ -164,10 +164,11 @@ def say_incomplete(report: Report, line: Callable[[str], None]) -> None:
 
 def say(report: Report, seconds: float, store: str) -> None:
     """Print the findings for a person, the worst first."""
+    told: set[str] = set()
     for severity in (DAMAGE, WARNING, NOTE):
         for finding in report.findings:
             if finding.severity == severity:
-                _say_finding(finding, store)
+                _say_finding(finding, store, told)
     say_incomplete(report, print)
     for text in report.unchecked:
         print(f'NOT CHECKED {text}')
@@ -183,15 +184,17 @@ def say(report: Report, seconds: float, store: str) -> None:
     print(f'{word}{ends}, in {seconds:.1f} s')
 
 
-def _say_finding(finding: Finding, store: str) -> None:
+def _say_finding(finding: Finding, store: str, told: set[str]) -> None:
     print(f'{finding.severity.upper()} {finding.code} {finding.place}: {finding.what}')
     for root, path, start, end in finding.files[:FILES_SHOWN]:
         where = f' bytes {start} to {end}' if start is not None else ''
         print(f'    {root}: {path}{where}')
     if len(finding.files) > FILES_SHOWN:
         print(f'    and {len(finding.files) - FILES_SHOWN} more (--json tells all)')
-    if finding.severity != NOTE:
-        print(f'    It means: {finding.means()}. {finding.advice(store)}')
+    meaning = f'    It means: {finding.means()}. {finding.advice(store)}'
+    if finding.severity != NOTE and meaning not in told:  # once is enough
+        told.add(meaning)
+        print(meaning)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'fsck.snapfs') -> int:

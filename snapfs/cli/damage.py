@@ -87,4 +87,7 @@ def _render(found: list[Any], store: Path) -> None:
         for advice in dict.fromkeys(one.advice(str(store)) for one in found if one.severity == 'damage'):
             output.say(f'Next: {advice}')
     elif not found:
-        output.say('Nothing is known to be lost.')
+        output.say(
+            'Nothing is known to be lost: that is what reads and scrubs have met, and packs that are not '
+            f'there. To read every byte: snapfs fsck {store}'
+        )

@@ -131,14 +131,15 @@ def health_text(status: dict[str, object], unexpected_errors: int) -> str:
 
 
 def status_lines(prefix: str, value: object) -> list[str]:
-    """Return nested figures as lines `a.b: c`."""
-    if isinstance(value, dict):
-        return [
-            line
-            for key, below in value.items()
-            for line in status_lines(f'{prefix}.{key}' if prefix else key, below)
-        ]
-    return [f'{prefix}: {value}']
+    """Return nested figures as lines `a.b: c`; of a list its length, then a line or more for each entry."""
+    lines = [f'{prefix}: {len(value)}'] if isinstance(value, list) else []
+    if isinstance(value, list):
+        value = {str(number): one for number, one in enumerate(value, start=1)}
+    if not isinstance(value, dict):
+        return [f'{prefix}: {value}']
+    for key, below in value.items():
+        lines += status_lines(f'{prefix}.{key}' if prefix else key, below)
+    return lines
 
 
 def utc_text(time_ns: int) -> str:

@@ -264,6 +264,7 @@ class Engine(Administration):
             'writable': stopped is None,
             'reason': str(stopped) if stopped is not None else None,
             'damaged': sorted(core.damaged),
+            'known_lost': len(store.chunks.unreadable),
             'incidents': self._incidents(),
             'volumes': len(self._heads),
             'snapshots': sum(map(len, self._snapshots.values())),
@@ -298,12 +299,12 @@ class Engine(Administration):
 
     def health(self) -> str:
         """Return `ok`, or in one line what is wrong."""
-        found = self.trouble()
+        found, lost = self.trouble(), len(self.store.chunks.unreadable)
+        count = '1 chunk is' if lost == 1 else f'{lost} chunks are'
         if found is not None:
-            return found
-        lost = len(self.store.chunks.unreadable)
+            more = '' if not lost or found.startswith('damaged') else f'; and {count} known to be lost'
+            return found + more
         if lost:
-            count = '1 chunk is' if lost == 1 else f'{lost} chunks are'
             return f'damaged: {count} known to be lost; snapfs damage names the files'
         gone = self.store.lost_packs.text()
         if gone:

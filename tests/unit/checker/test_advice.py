@@ -5,7 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
+from snapfs.format.records import HEADER_BYTES
 from tests.mutants.setting import small
+from tools import fsck
 from tools.breaking.edit import Patient
 from tools.breakit import break_it
 from tools.checker.check import Options, check
@@ -86,3 +90,17 @@ def test_a_volume_that_has_lost_its_top_is_told_what_helps(store: Path) -> None:
         one.advice('/s') for one in found(store).findings if any(root == 'home' for root, *_ in one.files)
     ]
     assert texts and all('snapfs volume rollback' in text for text in texts)
+
+
+def test_what_a_finding_means_is_told_once(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A thousand rotten chunks are told with a thousand lines, not with a thousand times the same advice."""
+    patient = Patient(store, 1)
+    rows = patient.sql('SELECT pack, offset, stored FROM chunk WHERE kind = 1 AND stored > 100 LIMIT 5')
+    for pack, offset, stored in rows:
+        patient.flip(patient.pack(pack), offset + HEADER_BYTES + stored // 2)
+    patient.close()
+    with small():
+        assert fsck.main([str(store)]) == 4
+    said = capsys.readouterr().out
+    assert said.count('DAMAGE record-payload') == 5
+    assert said.count('It means: the bytes of a chunk are wrong') == 1

@@ -10,6 +10,7 @@ import pytest
 
 from snapfs.errors import Unavailable
 from snapfs.mount.adapter import Adapter
+from snapfs.mount.control import status_lines
 from snapfs.mount.requests import request_text
 from tests.unit.mount.kit import ADMIN, ROOT, USER, Kit, refused
 
@@ -245,3 +246,12 @@ async def test_directories_of_no_volume_belong_to_whom_the_mount_says(kit: Kit) 
     adapter = Adapter(kit.engine, uid=7, gid=8)
     entry = await adapter.getattr(ROOT, ADMIN)
     assert (entry.st_uid, entry.st_gid) == (7, 8)
+
+
+def test_figures_of_health_are_a_line_each() -> None:
+    """A list is told by its length and its entries, not as one line that nobody reads."""
+    status = {'damaged': ['one', 'two'], 'incidents': [{'number': 1, 'reason': 'r'}], 'counters': {'a': 1}}
+    assert status_lines('', status) == [
+        'damaged: 2', 'damaged.1: one', 'damaged.2: two', 'incidents: 1', 'incidents.1.number: 1',
+        'incidents.1.reason: r', 'counters.a: 1',
+    ]  # fmt: skip

@@ -170,6 +170,8 @@ async def test_more_urgent_things_are_told_first(engine: Engine) -> None:
     row = engine.store.catalog.incident_add('collector', 'a scrub found it', 7)
     engine.core.budget.full = True
     assert engine.health().startswith('the collector is stopped')
+    assert engine.health().endswith('; and 1 chunk is known to be lost')
+    assert engine.status()['known_lost'] == 1
     engine.store.catalog.incident_acknowledge(row.number, 'me', 8)
     assert engine.health().startswith('damaged: 1 chunk '), 'it stays, and a full disk does not'
     await engine.close()
