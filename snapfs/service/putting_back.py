@@ -53,6 +53,10 @@ class PuttingBack:
         those in packs that are seen to be damaged. `dry_run`: say what would come back."""
         if dry_run:
             return _sum(await self._look(every_node))
+        with self._engine.core.latching():
+            return await self._run(every_node)
+
+    async def _run(self, every_node: bool) -> PutBack:
         all_of_it = PutBack(await self._end_odd())
         while found := await self._step(every_node):
             new = found.nodes - all_of_it.nodes

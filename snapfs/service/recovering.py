@@ -94,6 +94,10 @@ class Recovering:
     async def run(self, wish: Wish) -> Object:
         """Recover one snapshot; return what was found, brought back and given up. Latched, Refused: nothing
         was changed but what donors gave back."""
+        with self._engine.core.latching():  # health says so at once
+            return await self._run(wish)
+
+    async def _run(self, wish: Wish) -> Object:
         store = self._engine.store
         row = self._engine.snapshot_find(wish.volume, wish.snapshot)
         await self._refuse(wish)

@@ -268,6 +268,7 @@ def test_where_it_could_make_things_worse_it_refuses(whole, tmp_path, monkeypatc
         collecting.engine.store.disk.latch('a sync failed')
         with pytest.raises(Latched, match='a recovery writes'):
             await Recovering(collecting).run(wish())
+        assert 'a sync failed' in collecting.engine.health()
 
     async def full(collecting: Collecting) -> None:
         monkeypatch.setattr(collecting.engine.store, 'free_bytes', lambda: 1000)
@@ -286,8 +287,12 @@ def test_where_it_could_make_things_worse_it_refuses(whole, tmp_path, monkeypatc
         with pytest.raises(error):
             on(path, work)
     assert rows_of(path) == before
-    with pytest.raises(Latched, match='a sync failed'):
-        on(path, latched)  # the close says so, too
+    on(path, latched)
+
+    async def stopped(collecting: Collecting) -> str | None:
+        return collecting.engine.store.latched
+
+    assert 'a sync failed' in on(path, stopped), 'the next opening knows of it'
 
 
 def test_a_store_that_has_stopped_is_not_helped_by_a_copy_of_it(whole, tmp_path):
@@ -305,6 +310,26 @@ def test_a_store_that_has_stopped_is_not_helped_by_a_copy_of_it(whole, tmp_path)
     with pytest.raises(Latched, match='a sync failed'):
         on(path, stop)
     on(path, recover)
+
+
+def test_a_disk_that_fails_under_a_recovery_is_told_by_the_health(whole, tmp_path, monkeypatch):
+    """It said `ok` until somebody else wrote."""
+    path = shutil.copytree(whole, tmp_path / 'store')
+    break_it(path, 'data-pack-gone', seed=1)
+
+    async def work(collecting: Collecting) -> Any:
+        store = collecting.engine.store
+
+        def fail(*_: Any) -> None:
+            raise store.disk.latch('mkdir failed')
+
+        monkeypatch.setattr(store.chunks, 'put_back', fail)
+        with pytest.raises(Latched, match='mkdir failed'):
+            await Recovering(collecting).run(wish())
+        assert collecting.engine.health() == 'read-only: mkdir failed'
+        assert [row.reason for row in store.catalog.incidents('store')] == ['mkdir failed']
+
+    on(path, work)
 
 
 def test_a_second_sibling_gets_another_name(whole, tmp_path):
