@@ -75,6 +75,33 @@ def canaries(catalog: Catalog, get: Callable[[bytes], bytes]) -> list[Canary]:
     return found
 
 
+def rotten(catalog: Catalog, get: Callable[[bytes], bytes]) -> list[tuple[int, tuple[bytes, ...]]]:
+    """Return (number, lost ids) of the canaries whose bytes cannot be read, though the index has them all."""
+    found = []
+    for number, root in catalog.query('SELECT number, root FROM canary'):
+        ids, lost = [root], []
+        for id in ids:  # its leaf comes first, and names the others
+            try:
+                plain = get(id)
+            except Corrupt:
+                lost.append(id)
+                continue
+            if id == root:
+                ids += decode_node(plain).ref_ids()
+        if lost and len(catalog.locate(ids)) == len(set(ids)):
+            found.append((number, tuple(lost)))
+    return found
+
+
+def dismiss(catalog: Catalog, lost: Sequence[tuple[int, Sequence[bytes]]]) -> None:
+    """Take away the rows of canaries that are of no more use, given as `rotten` does, and what was noted of
+    their loss. No chunk is freed: they count as leaked from now on."""
+    with catalog.transaction() as db:
+        for number, ids in lost:
+            db.execute('DELETE FROM canary WHERE number = ?', (number,))
+            db.executemany('DELETE FROM damage WHERE id = ?', [(id,) for id in ids])
+
+
 def control_ids(canaries: Sequence[Canary]) -> tuple[bytes, ...]:
     """Return the ids that a recount must find alive, ascending."""
     return tuple(sorted({id for canary in canaries for id in canary.ids}))

@@ -15,7 +15,6 @@ import trio
 
 from snapfs import limits
 from snapfs.collect import approvals
-from snapfs.collect.canary import canaries, enroll, sow
 from snapfs.collect.collector import Chosen, Collector, Swept
 from snapfs.collect.incidents import Alarm
 from snapfs.collect.plan import Plan
@@ -24,6 +23,7 @@ from snapfs.collect.states import FREED, QUARANTINED, RESTING, BatchRow, batch, 
 from snapfs.errors import Held, Invalid, SnapfsError, Unavailable
 from snapfs.service.logged import logged
 from snapfs.service.moves import Move, Waiting, held
+from snapfs.service.planting import plant
 from snapfs.service.sockets import Asker
 from snapfs.store.horizon import PutRecord
 from snapfs.store.lock import without_verifiers
@@ -177,7 +177,7 @@ class Collecting:
             seen.add(rows[0].number)
             report['freed'].append(await self._second(rows[0]))
         if fresh:
-            await self._plant()
+            await plant(self.engine, self.world)
             while ways := [
                 one
                 for one in await self._thread(self.collector.choose, self.pinned())
@@ -214,16 +214,6 @@ class Collecting:
         catalog = self.engine.store.catalog
         done = {number for (number,) in catalog.query("SELECT batch FROM receipt WHERE kind = 'certificate'")}
         return [row for row in batches(catalog, FREED) if row.number not in done]
-
-    async def _plant(self) -> None:
-        """See to it that there is a canary: without one a recount could be blind."""
-        store = self.engine.store
-        if await self._thread(canaries, store.catalog, store.chunks.get):
-            return
-        with trio.CancelScope(shield=True):  # what is sown and not enrolled would be a leak
-            canary = await self._thread(sow, store.chunks, self.world)
-            await self.engine.commit(always=True)
-            await self._thread(enroll, store.catalog, canary, self.world.time_ns())
 
     # --- from requests to quarantine ---------------------------------------------------------------------
     async def _first(self, chosen: Chosen) -> BatchRow | Waiting:
@@ -446,7 +436,7 @@ class Collecting:
         of now. Alarm when it saw that a recount was wrong: to ask is to look."""
         async with held(self._lock):
             if self.engine.store.latched is None:
-                await self._plant()
+                await plant(self.engine, self.world)
                 await self.engine.commit()
             spec, result = await self._thread(make), None
             with self._moving(what, frozenset()) as move, (asker or Asker()).ends(move.scope.cancel):

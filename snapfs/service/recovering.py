@@ -29,6 +29,7 @@ from snapfs.rescue.kept_rows import KeptRow, kept_rows, proves_itself
 from snapfs.rescue.recover_values import Depth, Donor, Lost, Survey, SurveySpec, Use
 from snapfs.service.collecting import Collecting
 from snapfs.service.mounts import read_mounts
+from snapfs.service.planting import plant
 from snapfs.service.putting_back import PutBack, PuttingBack
 from snapfs.service.runtime import find_entry
 from snapfs.service.sockets import Asker
@@ -95,7 +96,11 @@ class Recovering:
         """Recover one snapshot; return what was found, brought back and given up. Latched, Refused: nothing
         was changed but what donors gave back."""
         with self._engine.core.latching():  # health says so at once
-            return await self._run(wish)
+            told = await self._run(wish)
+            if told['lost'] and not wish.dry_run:
+                async with self._collecting.still():
+                    await plant(self._engine, self._world)  # the canary may have lost bytes as well
+            return told
 
     async def _run(self, wish: Wish) -> Object:
         store = self._engine.store

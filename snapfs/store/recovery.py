@@ -28,6 +28,7 @@ from snapfs.format.packs import (
     decode_footer,
     decode_pack_header,
     encode_footer,
+    encode_pack_header,
     footer_offset,
 )
 from snapfs.format.records import HEADER_BYTES, RecordKind, decode_header, decode_payload
@@ -113,12 +114,12 @@ def recover_pack(disk: Disk, root: Path, store_uuid: bytes, row: PackRow, floor:
     except (FileNotFoundError, Corrupt) as error:
         return Recovered(row.bytes, row.records, 0, str(error), _is_unseen(error))
     try:
-        size = disk.size(fd)
-        if not floor and _never_synced(disk, fd, size):
+        size, expected = disk.size(fd), PackHeader(store_uuid, row.name, RecordKind(row.kind))
+        if not floor and _never_synced(disk, fd, size, expected):
             disk.unlink(path)
             disk.sync_directory(path.parent)
             return Recovered(0, 0, size)
-        oddity = _header_oddity(disk, fd, size, PackHeader(store_uuid, row.name, RecordKind(row.kind)))
+        oddity = _header_oddity(disk, fd, size, expected)
         if oddity is None:
             return _seal(disk, fd, size, row, floor)
         return Recovered(size, row.records, 0, oddity)
@@ -135,10 +136,13 @@ def _is_unseen(error: Exception) -> bool:
     return isinstance(error, Corrupt) and isinstance(error.__cause__, OSError)
 
 
-def _never_synced(disk: Disk, fd: int, size: int) -> bool:
-    """True for a pack that nobody names and whose header never got to the disk: no sync of it ever succeeded,
-    and there is no record, or none that could be believed."""
-    return size <= PACK_HEADER_BYTES or not any(disk.pread(fd, PACK_HEADER_BYTES, 0))
+def _never_synced(disk: Disk, fd: int, size: int, expected: PackHeader) -> bool:
+    """True for a pack that nobody names and whose header never got to the disk, or not all of it: no sync of
+    it ever succeeded, and there is no record, or none that could be believed."""
+    if size <= PACK_HEADER_BYTES:
+        return True
+    there, whole = disk.pread(fd, PACK_HEADER_BYTES, 0), encode_pack_header(expected)
+    return there != whole and all(now in (0, then) for now, then in zip(there, whole, strict=True))
 
 
 def _header_oddity(disk: Disk, fd: int, size: int, expected: PackHeader) -> str | None:

@@ -15,6 +15,7 @@ from snapfs.collect.recount_values import CONDEMNED_FILE, Recount, RecountSpec
 from snapfs.errors import Corrupt, Invalid
 from snapfs.format.records import RecordKind
 from snapfs.service.collecting import Collecting
+from snapfs.service.planting import plant
 from tests.support.collecting import collected, noise, remove_file, write_file
 
 
@@ -28,7 +29,7 @@ async def collecting(tmp_path: Path) -> AsyncIterator[Collecting]:
 
 async def leaked(collecting: Collecting, count: int) -> tuple[RecountSpec, Recount]:
     engine = collecting.engine
-    await collecting._plant()
+    await plant(collecting.engine, collecting.world)
     if count:
         engine.store.chunks.put_batch(RecordKind.DATA, [noise(1000 + n, 1000) for n in range(count)])
     await engine.commit(always=True)

@@ -11,6 +11,7 @@ import trio
 
 from snapfs.cli.main import main
 from snapfs.format.ids import data_id
+from snapfs.service.planting import plant
 from tools.drill import crashes
 from tools.drill.drills import drills
 from tools.drill.guards import GUARDS, guard_of
@@ -68,7 +69,7 @@ def test_the_reader_sees_what_is_lost_changed_or_condemned(tmp_path: Path) -> No
         lab.snapshots['sunday'] = {}
         assert lab.differences(lab.read()) == ['snapshot sunday is gone']
         del lab.snapshots['sunday']
-        await lab.collecting._plant()
+        await plant(lab.collecting.engine, lab.collecting.world)
         await lab.engine.commit()
         with lab.engine.store.catalog.transaction() as db:
             needed = (data_id(lab.live['letter-000']),)
