@@ -217,7 +217,7 @@ def _render(found: Any, store: str, target: str, install: bool) -> None:
     if install:
         for name in found['kept']:
             output.say(f'kept: {store}/{name}')
-        output.say('It is in place. Next: snapfs fsck, mount, incident list')
+        output.say(f'It is in place. Next: snapfs fsck {store}; then snapfs incident list --store {store}')
     else:
         when = ', when the disk below the store can be written again' if found['read_only'] else ''
         output.say(
@@ -247,4 +247,4 @@ def _render_small(found: Any, store: str, install: bool) -> None:
     for name in found['kept']:
         output.say(f'kept: {store}/{name}')
     if install:
-        output.say('Next: snapfs fsck, and mount.')
+        output.say(f'Next: snapfs fsck {store}')
