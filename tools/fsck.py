@@ -179,6 +179,8 @@ def say(report: Report, seconds: float, store: str) -> None:
             f'{counts.get("requested", 0)} requested + {counts.get("leaked", 0)} leaked; '
             f'{counts.get("quarantined", 0)} in quarantine'
         )
+        if report.facts.get('holes'):
+            print('parts of trees are lost: what they refer to counts as leaked, and is not')
     ends = f'{report.count(DAMAGE)} damages, {report.count(WARNING)} warnings, {report.count(NOTE)} notes'
     word = 'PARTIAL: interrupted; ' if report.partial else ''
     print(f'{word}{ends}, in {seconds:.1f} s')

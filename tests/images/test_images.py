@@ -55,7 +55,7 @@ EXPECTED = {
     'pack-longer': Seen({'pack-footer': 1}, SAME, None, 0),
     'data-pack-gone': Seen({'pack-missing': 1}, SAME, ('home@monday', '/directory 0/below/one', 0, 900), 17),
     'meta-pack-gone': Seen(
-        {'leaked': 1, 'pack-missing': 1},
+        {'pack-missing': 1},
         SAME,
         ('home@monday', '/ (a part of the tree, inodes 1 to 19: names below are not known)', None, None),
         9,

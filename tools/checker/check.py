@@ -369,7 +369,7 @@ class _Check:
                 self.report.add('damage-healed', f'chunk {text_of(a)}', 'is whole')
             self.report.progress('index', done + 1, self.parts)
         self._same_records(named, counts)
-        self.report.facts['balance'] = counts
+        self.report.facts['balance'], self.report.facts['holes'] = counts, self.holes
         synced = {place >> 32 for place in journal}
         for one in self.results:
             # In a store that is in use they are new records; the journal names those that a power cut left.
@@ -377,7 +377,7 @@ class _Check:
                 self.report.add('pack-tail', places[one.number], f'{one.tail} bytes behind its last record')
         telling.tell(Namer(self.graph, self.standing, self._plain, self._spread_leaves), self.catalog.roots)
         self._unneeded(telling, places)
-        blind = any(places[number].startswith(META_PLACE) for number in self.world.unseen)
+        blind = self.holes or any(places[number].startswith(META_PLACE) for number in self.world.unseen)
         if counts.get('leaked') and not blind:  # who knows what nodes that were not read refer to
             self.report.add('leaked', 'store', f'{counts["leaked"]} chunks, {counts["leaked bytes"]} bytes')
         if counts.get('unindexed'):

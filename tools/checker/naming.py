@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import sys
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from snapfs import limits
 from snapfs.errors import Corrupt
-from snapfs.format.keys import DIRENT, EXTENT, XATTR, decode_key, suffix_number
+from snapfs.format.keys import DIRENT, EXTENT, INODE, XATTR, decode_key, suffix_number
 from snapfs.format.nodes import peek_items
 from tools.checker.catalog import Root, printable
 from tools.checker.graph import Graph, Indexes
@@ -31,6 +32,7 @@ Wanted = dict[tuple[int, int], list[int]]  # chunks, by `words_of` of their ids,
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 LEAVES_AT_ONCE = 256
 NAMES_MAX = 150_000  # that are kept, so that they need not be read again
+IN_LOST_PART = 'in a part of the tree that is lost'
 LINKS_MAX = 100  # names of one file that are told; how many more there are is told with the last
 FILES_MAX = 150_000  # named in all; what is beyond is counted
 # What the items of a leaf raise that is not what it should be: `peek_items` has not looked at them.
@@ -41,12 +43,13 @@ PATHS_BYTES_MAX = 48 * limits.MIB  # of all paths together
 @dataclass(frozen=True, slots=True)
 class Hit:
     """Bytes `start` to `end` of an inode are concerned (None: it is not about bytes). `what`: of an attribute
-    or a lost part of a tree, what it is."""
+    or a lost part of a tree, what it is; of the latter, all inodes below `until` have lost theirs, too."""
 
     ino: int
     start: int | None
     end: int | None
     what: str = ''
+    until: int = 0
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ class Namer:
         self._read = read
         self._spread = spread
         self._wanted: set[int] = set()
+        self._ranges: list[tuple[int, int]] = []  # of inodes that have lost their items
 
     def _hits(self, node: int, wanted: Wanted) -> Iterator[tuple[int, Hit]]:
         """Yield what a node loses with chunks, and the findings about these."""
@@ -107,10 +111,14 @@ class Namer:
             child = graph.declared[slot]
             for finding in wanted.get((int(child['a']), int(child['b'])), ()):
                 low = int.from_bytes(graph.keys[slot][:8] or b'\x01', 'big')
-                high = graph.keys[slot + 1][:8] if slot + 1 < start + count else b''
-                end = f'to {int.from_bytes(high, "big")}' if high else 'on'
+                high = graph.keys[slot + 1] if slot + 1 < start + count else b''
+                end = f'to {int.from_bytes(high[:8], "big")}' if high else 'on'
+                # The last one may have lost its beginning alone.
+                until = limits.INO_MAX + 1
+                if high:
+                    until = min(until, int.from_bytes(high[:8], 'big') + (high[8:9] > bytes([INODE])))
                 what = f'a part of the tree, inodes {low} {end}: names below are not known'
-                yield finding, Hit(low, None, None, what)
+                yield finding, Hit(low, None, None, what, until)
 
     def files(
         self, rows: NDArray[np.void], nodes: Indexes, skipped: NDArray[np.int64], hurt: NDArray[np.bool_]
@@ -130,16 +138,24 @@ class Namer:
                 named.damaged.append(root.name)
             if wanted[line].any():
                 concerned.append((root, top))
-        inos = {hit.ino for some in hits.values() for _, hit in some}
+        every = {hit for some in hits.values() for _, hit in some}
+        inos = {hit.ino for hit in every}
+        self._ranges = sorted((hit.ino, hit.until) for hit in every if hit.until)
         entries = self._entries([top for _, top in concerned], inos)
         for root, top in concerned:
             leaves, line = self._below(top)
             here = line[wanted[line]].tolist()
-            up = entries.up(leaves, {hit.ino for node in here for _, hit in hits[node]})
-            for node in here:
-                for finding, hit in hits[node]:
-                    for path in up.paths(hit):
-                        named.add(finding, root.name, path, hit.start, hit.end)
+            mine = [pair for node in here for pair in hits[node]]
+            below = {hit: entries.below(leaves, hit) for hit in {hit for _, hit in mine if hit.until}}
+            up = entries.up(leaves, {hit.ino for _, hit in mine}.union(*(some for some, _ in below.values())))
+            for finding, hit in mine:
+                for path in up.paths(hit):
+                    named.add(finding, root.name, path, hit.start, hit.end)
+                some, more = below.get(hit, ((), 0))
+                named.left_out += more
+                for ino in some:
+                    for path in up.paths(Hit(ino, None, None, IN_LOST_PART)):
+                        named.add(finding, root.name, path, None, None)
         return named
 
     def _all_hits(
@@ -213,16 +229,25 @@ class Namer:
         """Take the wanted entries of some leaves; return them with the first leaf. For worker processes."""
         entries = Entries(None, len(self._graph.nodes))
         for node in nodes:
-            entries.take(node, self._read(node), self._wanted)
+            entries.take(node, self._read(node), self._wanted, self._ranges)
         return nodes[0], entries
 
 
 Entry = tuple[int, int, bytes]  # child, directory, name
 
 
-def _named_in(plain: bytes | None, inos: set[int], directories: bool) -> list[Entry]:
-    """Return the entries of a leaf that lead to these inodes, or to directories as well; none where
-    the leaf cannot be read, or is none: what it is was told when its pack was read."""
+def _is_in(ino: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    """Return whether an inode is in one of these ranges, which are sorted."""
+    place = bisect_right(ranges, (ino, 0))
+    # Trees share little: few ranges begin before it and end behind it.
+    return any(start < ino < until for start, until in ranges[:place])
+
+
+def _named_in(
+    plain: bytes | None, inos: set[int], directories: bool, ranges: Sequence[tuple[int, int]] = ()
+) -> list[Entry]:
+    """Return the entries of a leaf that lead to these inodes, or into these ranges, or to directories as
+    well; none where the leaf cannot be read, or is none: what it is was told when its pack was read."""
     found: list[Entry] = []
     try:
         keys, values, _ = peek_items(plain or b'')
@@ -230,7 +255,11 @@ def _named_in(plain: bytes | None, inos: set[int], directories: bool) -> list[En
             if key[8] != DIRENT:
                 continue
             for name, child, child_type in value:
-                if child in inos or (directories and child_type == DIRECTORY):
+                if (
+                    child in inos
+                    or (directories and child_type == DIRECTORY)
+                    or (ranges and _is_in(child, ranges))
+                ):
                     if type(name) is not bytes:
                         return []
                     if 0 < child <= limits.INO_MAX:
@@ -250,9 +279,10 @@ class Entries:
         # By leaf and child; a file may have several names in one leaf.
         self._names: dict[tuple[int, int], tuple[bytes, ...]] = {}
 
-    def take(self, node: int, plain: bytes | None, inos: set[int]) -> None:
-        """Take the entries of a leaf that lead to directories or to these inodes. Leaves come ascending."""
-        found = _named_in(plain, inos, directories=True)
+    def take(self, node: int, plain: bytes | None, inos: set[int], ranges: list[tuple[int, int]]) -> None:
+        """Take the entries of a leaf that lead to directories, to these inodes, or into these ranges. Leaves
+        come ascending."""
+        found = _named_in(plain, inos, True, ranges)
         for child, at, _ in found:
             self._child.append(child)
             self._at.append(at)
@@ -274,6 +304,18 @@ class Entries:
         self._leaf += other._leaf
         if len(self._names) < NAMES_MAX:
             self._names |= other._names
+
+    def below(self, leaves: Indexes, hit: Hit) -> tuple[list[int], int]:
+        """Return the inodes in the lost part of a tree that entries of these leaves lead to, ascending; of
+        very many the first, and how many more there are."""
+        mine = np.zeros(self._nodes, dtype=bool)
+        mine[leaves] = True
+        if not self._leaf:
+            return [], 0
+        child = np.frombuffer(self._child, dtype=np.uint64)[mine[np.frombuffer(self._leaf, dtype=np.uint32)]]
+        inside = (child > np.uint64(hit.ino)) & (child < np.uint64(hit.until))
+        found = np.unique(child[inside])
+        return found[:FILES_MAX].tolist(), max(0, len(found) - FILES_MAX)
 
     def up(self, leaves: Indexes, inos: set[int]) -> Up:
         """Return what leads from these inodes up to the top of the tree that has these leaves."""
@@ -313,7 +355,7 @@ class Entries:
                 missing.setdefault(node, set()).add(ino)
         for node, inos in missing.items():
             plain = self._read(node) if self._read is not None else None
-            self._keep(node, _named_in(plain, inos, directories=False), inos)
+            self._keep(node, _named_in(plain, inos, False), inos)
 
 
 def _leaf_hits(plain: bytes | None, wanted: Wanted) -> list[tuple[int, Hit]]:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from snapfs import limits
 from snapfs.errors import Corrupt
-from snapfs.format.keys import DIRENT, EXTENT, XATTR, decode_key, suffix_number
+from snapfs.format.keys import DIRENT, EXTENT, INODE, XATTR, decode_key, suffix_number
 from snapfs.format.nodes import Branch, Leaf, decode_node
 from snapfs.format.packs import PACK_HEADER_BYTES
 from snapfs.format.records import HEADER_BYTES, decode_header, decode_payload
 
 FOLDERS = {1: 'data', 2: 'meta'}
 Loss = tuple[bytes, str, int, int | None, int | None, str]  # chunk, root, inode, range, what
+IN_LOST_PART = 'in a part of the tree that is lost'
 Shown = tuple[str, str, int | None, int | None]  # as fsck names it: root, path, range
 
 
@@ -28,6 +29,7 @@ class Tree:
     resting: bool
     losses: set[Loss] = field(default_factory=set)
     entries: dict[int, list[tuple[int, str]]] = field(default_factory=dict)  # by child: directory, name
+    parts: list[tuple[bytes, int, int]] = field(default_factory=list)  # lost: id, inodes above and below
 
     def paths(self, ino: int, seen: frozenset[int] = frozenset()) -> list[str]:
         """Every path that leads to an inode, as far as it can be told."""
@@ -108,6 +110,10 @@ class Brute:
         if not self._can_be_had(top, resting):
             tree.losses.add((top, name, limits.INO_ROOT, None, None, 'the whole tree'))
         self._walk(tree, top)
+        for id, low, until in tree.parts:
+            for child in tree.entries:
+                if low < child < until:
+                    tree.losses.add((id, name, child, None, None, IN_LOST_PART))
         return tree
 
     def _walk(self, tree: Tree, id: bytes) -> None:
@@ -123,6 +129,11 @@ class Brute:
                 to = 'on' if last else f'to {int.from_bytes(node.keys[place + 1][:8], "big")}'
                 what = f'a part of the tree, inodes {low} {to}: names below are not known'
                 tree.losses.add((child, tree.name, low, None, None, what))
+                high = limits.INO_MAX + 1
+                if not last:  # an inode whose INODE item stands behind the lost part has not lost it
+                    ino, kind, _ = decode_key(node.keys[place + 1])
+                    high = ino + (kind != INODE)
+                tree.parts.append((child, low, high))
             self._walk(tree, child)
 
     def _leaf(self, tree: Tree, leaf: Leaf) -> None:
