@@ -79,6 +79,8 @@ def rotten(catalog: Catalog, get: Callable[[bytes], bytes]) -> list[tuple[int, t
     """Return (number, lost ids) of the canaries whose bytes cannot be read, though the index has them all."""
     found = []
     for number, root in catalog.query('SELECT number, root FROM canary'):
+        if type(root) is not bytes or len(root) != limits.ID_BYTES:
+            continue  # `canaries` says what that is
         ids, lost = [root], []
         for id in ids:  # its leaf comes first, and names the others
             try:

@@ -262,12 +262,11 @@ class Disk:
     def is_at(self, fd: int, path: Path) -> bool:
         """Return whether an open file is what has this name; also when the disk does not tell."""
         try:
-            there = os.lstat(path)
+            return os.path.samestat(os.lstat(path), os.fstat(fd))
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
             return True
-        return os.path.samestat(there, os.fstat(fd))
 
     def on_same_disk(self, fd: int, directory: Path) -> bool:
         """Return whether an open file is on the filesystem that a directory is on; not when the disk does not
@@ -278,8 +277,13 @@ class Disk:
             return False
 
     def check_named(self, fd: int, path: Path) -> None:
-        """Latch when a file that was synced has no name any more: nobody will find its bytes."""
-        if not os.fstat(fd).st_nlink:
+        """Latch when a file that was synced has no name any more: nobody will find its bytes. (A disk that
+        fails to tell has synced all the same.)"""
+        try:
+            names = os.fstat(fd).st_nlink
+        except OSError:
+            return
+        if not names:
             raise self.latch(f'{path} was deleted while it was written')
 
     def exists(self, path: Path) -> bool:

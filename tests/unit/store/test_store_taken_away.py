@@ -187,6 +187,24 @@ def test_another_disk_is_another_one(tmp_path):
         os.close(fd)
 
 
+def test_a_disk_that_tells_nothing_any_more_takes_nothing_away(store, monkeypatch):
+    """A power cut under xfs: even `fstat` fails. What was synced is synced, and the next record may come."""
+    put(store, plains_of(1, 3))
+    commit(store)
+
+    def dead(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        for name in ('lstat', 'stat', 'fstat'):
+            patch.setattr(os, name, dead)
+        assert store.chunks.writers[RecordKind.DATA].put_back() == 0
+        assert store.catalog._places.taken_away() == ''
+        record(store, 7)
+        record(store, 8)
+    assert store.latched is None
+
+
 def test_a_journal_that_was_deleted_stops_the_store(store):
     """Its records would be synced, and never found."""
     record(store, 7)
