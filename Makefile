@@ -38,7 +38,7 @@ demo-stop: setup
 	@$(PY) -m tools.demo --stop
 
 test: setup
-	$(PYTEST) -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered --durations=25 tests
+	$(PYTEST) -q -n 3 --dist loadfile --cov --cov-report=term:skip-covered --durations=25 tests
 
 check: setup
 	$(VENV)/bin/ruff format --check -q .
