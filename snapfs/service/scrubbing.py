@@ -250,7 +250,7 @@ class Scrubbing:
             why = await self._collecting.look('why', lambda: WhySpec(store.path, store.superblock.uuid, ids))
             names = [one.name for one in why.keepers if one.kind in ('volume', 'snapshot')]
             for one in why.keepers:
-                self._mark(one.kind, one.number)
+                self._mark(one.kind, one.number, one.name)
         except (
             Exception
         ) as error:  # a lost node: then nobody can be told apart, and the damage stands all the same
@@ -262,7 +262,7 @@ class Scrubbing:
         evidence = {'scrub.json': {one.id.hex(): one.why for one in found.bad[:1000]}}
         await self._collecting.halt(Alarm(text, evidence))
 
-    def _mark(self, kind: str, number: int) -> None:
+    def _mark(self, kind: str, number: int, name: str) -> None:
         view = number
         if kind == 'volume':
             head = self._engine.head_of_volume(number)
@@ -271,7 +271,7 @@ class Scrubbing:
             view = head.number
         elif kind != 'snapshot':
             return
-        self._engine.core.report_damage(f'a scrub found damaged chunks that view {view} needs', view)
+        self._engine.core.report_damage(f'a scrub found damaged chunks that {name} needs', view)
 
 
 def _few_of(names: list[str]) -> str:
