@@ -54,7 +54,7 @@ def recover_command(
         known_only=known_only,
         dry_run=dry_run,
     )
-    output.show(found, _render)
+    output.show(found, _say)
     return EXIT_LOST if _is_lost(found) else 0
 
 
@@ -66,6 +66,12 @@ def _is_lost(found: Any) -> bool:
     if found['dry_run'] and any(found['put_back'].values()):
         return True
     return any(found['dry_run'] or one['donor'] in (None, 'zeros') for one in found['lost'])
+
+
+def _say(found: Any) -> None:
+    _render(found)
+    if found['sibling'] and _is_lost(found):
+        output.say(f'Who else shares what is lost: snapfs damage {output.store_words()}')
 
 
 def _render(found: Any) -> None:
