@@ -120,7 +120,7 @@ def named_end(query: Callable[[str, Sequence[int]], Sequence[Any]], pack: int) -
 
 def is_odd(disk: Disk, store: Path, row: PackRow) -> bool:
     """Say whether a pack is seen to be damaged without reading its records: it is not there, has another
-    size than the catalog says, or no footer that it should have."""
+    size than the catalog says, or not the header or the footer that it should have."""
     path = pack_path(store / 'packs', row.kind, row.name)
     try:
         status = path.lstat()
@@ -128,14 +128,17 @@ def is_odd(disk: Disk, store: Path, row: PackRow) -> bool:
             return True
         if row.state == 'open':
             return status.st_size < row.bytes
-        return status.st_size != row.bytes or not _has_footer(disk, path, row)
+        return status.st_size != row.bytes or not _has_both_ends(disk, path, row)
     except (OSError, Corrupt):
         return True
 
 
-def _has_footer(disk: Disk, path: Path, row: PackRow) -> bool:
+def _has_both_ends(disk: Disk, path: Path, row: PackRow) -> bool:
     fd = disk.open_read(path)
     try:
+        head = decode_pack_header(disk.pread(fd, PACK_HEADER_BYTES, 0))
+        if (head.name, int(head.kind)) != (row.name, row.kind):
+            return False
         start = footer_offset(disk.pread(fd, TRAILER_BYTES, max(0, row.bytes - TRAILER_BYTES)), row.bytes)
         return (
             len(decode_footer(disk.pread(fd, row.bytes - start, start), row.bytes, row.name)) == row.records
@@ -183,7 +186,7 @@ def _records(data: bytes) -> tuple[list[PackEntry], int]:
 
 def adds_only(disk: Disk, store: Path, row: PackRow, content: Content) -> bool:
     """Say whether nothing that is there now would be lost by making the pack again: there is no file, or one
-    that is the beginning of what would be, or the same but for its footer."""
+    that is the beginning of what would be, or has no whole record that would not be."""
     path = pack_path(store / 'packs', row.kind, row.name)
     if not disk.exists(path):
         return True
@@ -191,15 +194,30 @@ def adds_only(disk: Disk, store: Path, row: PackRow, content: Content) -> bool:
         now = disk.read_file(path, PACK_FILE_BYTES_MAX)
     except (OSError, Corrupt):
         return False
-    return content.data.startswith(now) or wrong_footer(now, content)
+    return content.data.startswith(now) or only_damaged(now, content)
 
 
-def wrong_footer(now: bytes, content: Content) -> bool:
-    """Say whether a file has all that it has to have, but for its footer: each record is the same, and
-    verified in the copy."""
-    last = content.entries[-1] if content.entries else None
-    end = PACK_HEADER_BYTES if last is None else last.offset + HEADER_BYTES + last.stored_length
-    return len(now) == len(content.data) and now != content.data and now[:end] == content.data[:end]
+def only_damaged(now: bytes, content: Content) -> bool:
+    """Say whether a file is what it has to be, but for damage: where it differs, in header, footer or a
+    record, that record is not whole; those of the copy are verified."""
+    if len(now) > len(content.data) or content.data.startswith(now):
+        return False
+    for one in content.entries:
+        end = one.offset + HEADER_BYTES + one.stored_length
+        if now[one.offset : end] != content.data[one.offset : end] and _is_whole(now, one.offset):
+            return False
+    return True
+
+
+def _is_whole(data: bytes, offset: int) -> bool:
+    view = memoryview(data)
+    try:
+        header = decode_header(view[offset : offset + HEADER_BYTES])
+        start = offset + HEADER_BYTES
+        decode_payload(header, view[start : start + header.stored_length])
+    except Corrupt:
+        return False
+    return True
 
 
 def _groups(rows: Sequence[PackRow]) -> Iterator[Sequence[PackRow]]:

@@ -206,6 +206,8 @@ class Rebuild:
             try:
                 found = PackRecords(self._disk, fd, expected_header(self._uuid, name, kind))
                 entries = found.read()
+                if found.headless:
+                    self._bad(f'{path.name}: its header; records are read all the same')
                 broken, copied = set(), set()
                 for one in entries:
                     refs = self._whole(fd, kind, one)

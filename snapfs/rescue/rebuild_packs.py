@@ -43,7 +43,8 @@ from snapfs.store.recovery import PACK_FILE_BYTES_MAX, is_pack_name, packs_on_di
 
 class PackRecords:
     """The records of one pack. After `read`: `sealed` says whether the pack is complete as it is, `end` how
-    many of its bytes are in use, `bad` at which offsets a payload has not the id of its header."""
+    many of its bytes are in use, `bad` at which offsets a payload has not the id of its header, `headless`
+    whether its header says nothing."""
 
     def __init__(self, disk: Disk, fd: int, header: PackHeader) -> None:
         self._disk = disk
@@ -54,19 +55,29 @@ class PackRecords:
         self.sealed = True
         self.end = self._size
         self.bad: list[int] = []
+        self.headless = False
 
     def read(self) -> list[PackEntry]:
         """Return the records; without a footer, those that are whole. Corrupt when no reader would take the
         pack."""
         if self._size > PACK_FILE_BYTES_MAX:
             raise Corrupt(f'{self._size} bytes, more than any pack has')
-        found = decode_pack_header(self._disk.pread(self._fd, PACK_HEADER_BYTES, 0))
+        self._look_at_header()
+        listed = self._footer()
+        return list(self._walk()) if listed is None else listed
+
+    def _look_at_header(self) -> None:
+        """Raise Corrupt for a pack of somebody else. One whose header says nothing is ours by its name, and
+        each record is verified by its own hash: it is read, and counts as sealed, so that nobody ends it."""
+        try:
+            found = decode_pack_header(self._disk.pread(self._fd, PACK_HEADER_BYTES, 0))
+        except Corrupt:
+            self.headless = True
+            return
         if found.store_uuid != self._expected.store_uuid:
             raise Corrupt('it is of another store')
         if found != self._expected:
             raise Corrupt(f'its header is that of pack {found.name.hex()}')
-        listed = self._footer()
-        return list(self._walk()) if listed is None else listed
 
     def _footer(self) -> list[PackEntry] | None:
         if self._size < PACK_HEADER_BYTES + TRAILER_BYTES:
@@ -81,7 +92,7 @@ class PackRecords:
 
     def _walk(self) -> Iterator[PackEntry]:
         good_end = PACK_HEADER_BYTES  # where the last whole record ends
-        broken = False
+        broken = self.headless
         offset: int | None = PACK_HEADER_BYTES
         while offset is not None and offset + HEADER_BYTES <= self._size:
             header = self._header(offset)

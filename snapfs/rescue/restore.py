@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from snapfs.errors import SnapfsError
 from snapfs.format.ids import RecordKind
-from snapfs.rescue.copies import Content, adds_only, content_of, is_odd, named_end, wrong_footer
+from snapfs.rescue.copies import Content, adds_only, content_of, is_odd, named_end, only_damaged
 from snapfs.rescue.rebuild_install import free_name
 from snapfs.rescue.recover_values import PackCopy
 from snapfs.store.packs import pack_path
@@ -40,7 +40,7 @@ def restore_packs(store: Store, plan: Iterable[PackCopy]) -> dict[bytes, int]:
         content = content_of(store.disk, store.path, store.superblock.uuid, row, named)
         if content is None or not adds_only(store.disk, store.path, row, content):
             continue
-        _keep_wrong_footer(store, row, content)
+        _keep_damaged(store, row, content)
         _write(store, row, content)
         _note(store, row, content)
         log.warning('pack %s was made again from its copy', row.name.hex())
@@ -48,15 +48,15 @@ def restore_packs(store: Store, plan: Iterable[PackCopy]) -> dict[bytes, int]:
     return made
 
 
-def _keep_wrong_footer(store: Store, row: PackRow, content: Content) -> None:
+def _keep_damaged(store: Store, row: PackRow, content: Content) -> None:
     """Keep a file that is not merely the beginning of the new one, as STORE/pack.lost-NAME-N."""
     disk, path = store.disk, pack_path(store.path / 'packs', row.kind, row.name)
     if disk.exists(path):
         now = disk.read_file(path, PACK_FILE_BYTES_MAX)
-        if wrong_footer(now, content):
+        if only_damaged(now, content):
             name = free_name(disk, store.path, f'pack.lost-{row.name.hex()}-', [''])
             disk.write_file(store.path / name, now)
-            log.warning('pack %s has a wrong footer; it is kept as %s', row.name.hex(), name)
+            log.warning('pack %s is damaged; it is kept as %s', row.name.hex(), name)
 
 
 def _write(store: Store, row: PackRow, content: Content) -> None:

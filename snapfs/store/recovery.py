@@ -162,9 +162,9 @@ def _seal(disk: Disk, fd: int, size: int, row: PackRow, floor: int) -> Recovered
     end = size if index_offset is None else index_offset
     entries, valid_end = _valid_records(disk, fd, end, row.kind, floor)
     if valid_end < floor or len(entries) > limits.PACK_RECORDS_MAX:
-        return Recovered(
-            size, len(entries), 0, f'no valid record at {valid_end}, but {floor} bytes are in use'
-        )
+        # What the catalog counts is there, whatever became of it: with fewer nobody would look behind it.
+        count = max(len(entries), row.records)
+        return Recovered(size, count, 0, f'no valid record at {valid_end}, but {floor} bytes are in use')
     if index_offset == valid_end:
         disk.sync_data(fd)  # whole, but perhaps only in memory: a killed process, not a power cut
         return Recovered(size, len(entries), 0)

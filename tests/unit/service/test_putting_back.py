@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from snapfs.errors import Corrupt, Latched, SnapfsError
-from snapfs.format.records import HEADER_BYTES
+from snapfs.format.codec import Compressor
+from snapfs.format.ids import chunk_id
+from snapfs.format.records import HEADER_BYTES, RecordKind, encode_record
+from snapfs.rescue import copies
 from snapfs.rescue.copies import look_at_copies
 from snapfs.rescue.recover_values import Copies, CopiesSpec, PackCopy
 from snapfs.rescue.restore import restore_packs
@@ -216,8 +219,7 @@ def test_for_data_that_has_rotted_no_node_is_read(store):
     assert on(store, work) == (1, 2), 'the two that begin a scrub, and no more'
 
 
-def test_what_is_there_and_is_not_the_beginning_of_the_copy_is_not_replaced(store):
-    """Its nodes come back elsewhere, as far as the copy has them."""
+def test_what_is_there_and_is_damaged_and_cut_is_made_again_and_kept(store):
     _, name, _, _ = meta_packs(store)[0]
     file = file_of(store, name)
     data = bytearray(file.read_bytes()[:3000])
@@ -225,8 +227,10 @@ def test_what_is_there_and_is_not_the_beginning_of_the_copy_is_not_replaced(stor
     file.write_bytes(data)
     wanted = trees(store)
     told = on(store, lambda collecting: PuttingBack(collecting).run(every_node=False))
-    assert told.packs == 0 and told.nodes
-    assert file.read_bytes() == data
+    assert told.packs == 1
+    (kept,) = store.glob('pack.lost-*')
+    assert kept.read_bytes() == data
+    assert damages(store) == []
     shutil.rmtree(store / 'mirror')
     assert trees(store) == wanted
 
@@ -369,14 +373,49 @@ def test_a_pack_with_a_wrong_footer_is_made_again_and_the_wrong_one_kept(store, 
     assert [one for one in report_of(store).findings if 'pack.lost' in one.place] == []
 
 
-@pytest.mark.parametrize('way', ['a record', 'the copy', 'no copy'])
+@pytest.mark.parametrize('places', [('header',), ('record',), ('header', 'record', 'footer')])
+def test_a_pack_that_is_damaged_in_whatever_place_is_made_again_and_kept(store, places):
+    """A wrong header stayed for ever: nobody missed it, and fsck called the store damaged."""
+    _, name, _, size = meta_packs(store)[1]
+    file, wanted = file_of(store, name), trees(store)
+    at = {'header': 20, 'record': 48 + HEADER_BYTES + 5, 'footer': size - 60}
+    for place in places:
+        wrong = flip(file, at[place])
+    told = on(store, recover)['put_back']
+    if places == ('record',):  # nothing is seen of it without reading; its node came back elsewhere
+        assert told == {'packs': 0, 'nodes': 1}
+        return
+    assert told['packs'] == 1
+    assert (store / f'pack.lost-{name}-1').read_bytes() == wrong
+    assert damages(store) == []
+    shutil.rmtree(store / 'mirror')
+    assert trees(store) == wanted
+
+
+def test_what_has_a_whole_record_of_its_own_is_not_only_damaged(store):
+    """Whoever wrote it there: it would be lost."""
+    _, name, _, _ = meta_packs(store)[1]
+    data = file_of(store, name).read_bytes()
+    entries, _ = copies._records(data)
+    content = copies.Content(data, tuple(entries))
+    assert not copies.only_damaged(data, content), 'there is nothing to mend'
+    first = entries[0]
+    other = encode_record(RecordKind.NODE, chunk_id(RecordKind.NODE, b'x' * 40), b'x' * 40, Compressor())
+    record = b''.join(map(bytes, other))
+    now = data[: first.offset] + record + data[first.offset + len(record) :]
+    assert not copies.only_damaged(now, content)
+    broken = bytearray(now)
+    broken[first.offset + HEADER_BYTES] ^= 1
+    assert copies.only_damaged(bytes(broken), content)
+    assert not copies.only_damaged(bytes(broken) + b'more', content)
+
+
+@pytest.mark.parametrize('way', ['the copy', 'no copy'])
 def test_it_stays_where_the_copy_is_not_the_same_but_for_the_footer(store, way):
     _, name, _, size = meta_packs(store)[1]
     file, copy = file_of(store, name), store / 'mirror' / name[:2] / name
     wrong = flip(file, size - 60)
-    if way == 'a record':
-        wrong = flip(file, 48 + HEADER_BYTES + 5)
-    elif way == 'the copy':
+    if way == 'the copy':
         flip(copy, 48 + HEADER_BYTES + 5)
     else:
         copy.unlink()

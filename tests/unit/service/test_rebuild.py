@@ -338,3 +338,19 @@ def test_a_tree_that_nobody_names_gets_a_number_that_was_never_used(store):
 
 async def idle_with_backup(collecting: Collecting) -> None:
     collecting.engine.store.backups.write(2 * 10**18)
+
+
+@pytest.mark.parametrize('kind', ['data', 'meta'])
+def test_a_pack_whose_header_says_nothing_is_read_all_the_same(kept_image, store, tmp_path, kind):
+    """One bit of 48 bytes cost all that is in it. Its name and the hashes of its records say whose it is."""
+    wanted = trees(shutil.copytree(kept_image, tmp_path / 'other'))
+    for path in (store / f'packs/{kind}').glob('*/*'):
+        data = bytearray(path.read_bytes())
+        data[20] ^= 1
+        path.write_bytes(data)
+    shutil.rmtree(store / 'mirror')
+    lose(store)
+    told = rebuilt(store)
+    assert all(one.endswith('its header; records are read all the same') for one in told['bad'])
+    found = trees(store)
+    assert {name: found[name] for name in wanted} == wanted
